@@ -1,0 +1,87 @@
+"""From what is known of the data to a denoiser, its contexts and its batches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+
+from sedd.data.batches import BatchOrder
+from sedd.data.reference import Reference
+from sedd.model.embeddings import ordinal_basis
+from sedd.model.config import ModelConfig
+from sedd.model.inputs import Batch, Condition, Contexts, Initial, Sizes
+from sedd.model.transformer import Denoiser
+
+
+def build_denoiser(config: ModelConfig, reference: Reference, *, seed: int = 0) -> Denoiser:
+    """An untrained denoiser that says what the reference says; weights drawn from `seed`."""
+    tokenizer, scales = reference.tokenizer, reference.scales
+    sizes = Sizes(
+        num_genes=len(reference.vocabulary.genes),
+        num_bins=tokenizer.num_bins,
+        num_perturbations=len(reference.vocabulary.perturbations),
+        num_cell_types=len(reference.vocabulary.cell_types),
+    )
+    initial = Initial(
+        basis=torch.from_numpy(ordinal_basis(tokenizer.centers, config.ordinal_rank)),
+        levels=torch.from_numpy(levels(reference)),
+        tilt=torch.from_numpy(reference.effects.tilt),
+        gene_mean=torch.from_numpy(scales.gene_mean),
+        gene_std=torch.from_numpy(scales.gene_std),
+        components=torch.from_numpy(scales.components),
+        depth_mean=float(scales.log_depth[0]),
+        depth_std=float(scales.log_depth[1]),
+        perturbation_vectors=_maybe_tensor(reference.perturbation_vectors),
+        cell_type_vectors=_maybe_tensor(reference.cell_type_vectors),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Denoiser(config, sizes, initial)
+
+
+def build_contexts(config: ModelConfig, reference: Reference) -> Contexts:
+    """Control features and output prior of every cell type."""
+    share = config.global_share if config.output_prior else 1.0
+    return Contexts(
+        torch.from_numpy(reference.controls.features()),
+        torch.from_numpy(reference.controls.log_prior(global_share=share)),
+    )
+
+
+def levels(reference: Reference) -> np.ndarray:
+    """log1p of the mean value of each bin (the value itself for log1p data)."""
+    centers = reference.tokenizer.centers.astype(np.float32)
+    return np.log1p(centers) if reference.tokenizer.kind == "counts" else centers
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """Batches by step from token rows, on disk or in memory."""
+
+    tokens: UInt8[np.ndarray, "cells genes"]
+    perturbation: Int[np.ndarray, " cells"]
+    cell_type: Int[np.ndarray, " cells"]
+    log_depth: np.ndarray
+    order: BatchOrder
+
+    def __call__(self, step: int) -> Batch:
+        """The global batch of a step."""
+        return self.of(self.order(step))
+
+    def of(self, rows: Int[np.ndarray, " batch"]) -> Batch:
+        """A batch of given rows."""
+        cell_type = torch.from_numpy(self.cell_type[rows])
+        return Batch(
+            torch.from_numpy(self.tokens[rows]),
+            Condition(
+                perturbation=torch.from_numpy(self.perturbation[rows]),
+                cell_type=cell_type,
+                label=cell_type,
+                log_depth=torch.from_numpy(self.log_depth[rows].astype(np.float32)),
+            ),
+        )
+
+
+def _maybe_tensor(vectors: np.ndarray | None) -> torch.Tensor | None:
+    return None if vectors is None else torch.from_numpy(vectors)

@@ -1,0 +1,199 @@
+"""A checkpoint is one folder that explains itself.
+
+    config.yaml            the resolved configuration
+    vocabulary.json        genes, perturbations, cell types, in order
+    reference.safetensors  bins, control statistics, control cells, effects
+    model.safetensors      weights
+    average.safetensors    their exponential moving average: what generates
+    optimizer.safetensors  AdamW's moments
+    state.json             step, best validation NELBO, data and split digests, versions
+    MANIFEST.json          the hash of each file
+
+Nothing in it is ever executed on loading: tensors are safetensors, the rest is text.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sedd.building import build_contexts, build_denoiser
+from sedd.data.reference import Reference
+from sedd.errors import StorageError
+from sedd.model.config import ModelConfig
+from sedd.model.inputs import Contexts
+from sedd.model.transformer import Denoiser
+from sedd.storage import file_digest, verify_folder, whole_folder
+from sedd.training import TrainingState, start
+from sedd.training_config import TrainingConfig
+
+BEST = "best"
+STEP = re.compile(r"step_(\d{8})")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that can generate: averaged weights and all they need."""
+
+    denoiser: Denoiser
+    contexts: Contexts
+    reference: Reference
+    digest: str
+    """Hash of the averaged weights and the reference."""
+    step: int
+
+
+def save_checkpoint(
+    root: Path,
+    state: TrainingState,
+    reference: Reference,
+    *,
+    config_yaml: str,
+    provenance: Mapping[str, str],
+    is_best: bool = False,
+    keep: int = 2,
+) -> Path:
+    """Write `root/step_N`, keep the last `keep` and the best, and return the new folder.
+
+    Older checkpoints are removed only after the new one was read back and verified.
+
+    Raises:
+        StorageError: The disk refuses; the checkpoints that were there stay.
+    """
+    folder = root / f"step_{state.step:08d}"
+    for place in (folder, root / BEST) if is_best else (folder,):
+        with whole_folder(place) as temporary:
+            _write(temporary, state, reference, config_yaml, provenance)
+    for old in sorted(_steps(root), reverse=True)[keep:]:
+        shutil.rmtree(root / f"step_{old:08d}", ignore_errors=True)
+    return folder
+
+
+def load_training(
+    folder: Path, model: ModelConfig, training: TrainingConfig
+) -> tuple[TrainingState, Reference]:
+    """Everything needed to go on as if the run had never stopped.
+
+    Raises:
+        StorageError: The folder is damaged, or was written by a model of another shape.
+    """
+    verify_folder(folder)
+    reference = Reference.load(folder)
+    denoiser = _load_weights(build_denoiser(model, reference), folder / "model.safetensors")
+    average = _load_weights(build_denoiser(model, reference), folder / "average.safetensors")
+    state = start(denoiser, build_denoiser(model, reference), training)
+    state.average.load_state_dict(average.state_dict())
+    _load_optimizer(state.optimizer, load_file(folder / "optimizer.safetensors"))
+    saved = json.loads((folder / "state.json").read_text())
+    state.step, state.since_best = saved["step"], saved["since_best"]
+    state.best_nelbo = math.inf if saved["best_nelbo"] is None else saved["best_nelbo"]
+    return state, reference
+
+
+def load_trained(folder: Path, model: ModelConfig) -> Trained:
+    """The averaged model of a checkpoint, ready to generate, on the CPU."""
+    verify_folder(folder)
+    reference = Reference.load(folder)
+    denoiser = _load_weights(build_denoiser(model, reference), folder / "average.safetensors")
+    names = ("average.safetensors", "reference.safetensors", "vocabulary.json")
+    parts = [file_digest(folder / name) for name in names]
+    digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    step = json.loads((folder / "state.json").read_text())["step"]
+    denoiser.eval().requires_grad_(requires_grad=False)
+    return Trained(denoiser, build_contexts(model, reference), reference, digest, step)
+
+
+def newest_valid(root: Path) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are set aside as `*.damaged`."""
+    for step in sorted(_steps(root), reverse=True):
+        folder = root / f"step_{step:08d}"
+        try:
+            verify_folder(folder)
+        except StorageError:
+            folder.rename(folder.with_name(folder.name + ".damaged"))
+        else:
+            return folder
+    return None
+
+
+def best_or_newest(root: Path) -> Path:
+    """What `generate` uses: the best checkpoint by validation, else the newest one."""
+    if (root / BEST).is_dir():
+        verify_folder(root / BEST)
+        return root / BEST
+    newest = newest_valid(root)
+    if newest is None:
+        raise StorageError(
+            f"There is no checkpoint in {root}. Train first: python -m pipelines.train, "
+            "or name the experiment with --experiment_dir."
+        )
+    return newest
+
+
+def _steps(root: Path) -> list[int]:
+    if not root.is_dir():
+        return []
+    matches = (STEP.fullmatch(path.name) for path in root.iterdir() if path.is_dir())
+    return [int(match[1]) for match in matches if match]
+
+
+def _write(
+    folder: Path,
+    state: TrainingState,
+    reference: Reference,
+    config_yaml: str,
+    provenance: Mapping[str, str],
+) -> None:
+    reference.save(folder)
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    save_file(_cpu(state.denoiser.state_dict()), folder / "model.safetensors")
+    save_file(_cpu(state.average.state_dict()), folder / "average.safetensors")
+    save_file(_cpu(_optimizer_tensors(state.optimizer)), folder / "optimizer.safetensors")
+    counters = {
+        "step": state.step,
+        "best_nelbo": state.best_nelbo if math.isfinite(state.best_nelbo) else None,
+        "since_best": state.since_best,
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        **provenance,
+    }
+    (folder / "state.json").write_text(json.dumps(counters, indent=1, ensure_ascii=False))
+
+
+def _optimizer_tensors(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+def _load_weights(denoiser: Denoiser, path: Path) -> Denoiser:
+    try:
+        denoiser.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise StorageError(
+            f"{path} was written by a model of another shape than the configuration asks for. "
+            f"Resume with the experiment's own config.yaml. ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return denoiser
+
+
+def _cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

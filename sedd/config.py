@@ -1,0 +1,301 @@
+"""One file, the environment and flags become one frozen `Config`, once.
+
+A flag beats the environment, the environment beats the file, the file beats the defaults. Every
+mistake is reported at once, unknown keys with the nearest valid one. Nothing else in the project
+reads the environment for a setting or parses YAML.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sedd.data.choices import DataConfig
+from sedd.data.splits import SplitConfig
+from sedd.errors import ConfigError
+from sedd.inference import InferenceConfig
+from sedd.model.config import ModelConfig
+from sedd.training_config import TrainingConfig
+
+MAX_BYTES = 1 << 20
+"""Largest configuration file that is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    """How many processes share the work."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    num_workers: int = 1
+    """Training workers; they share each batch."""
+    use_gpu: bool = False
+    """Give every training worker and generating actor a GPU."""
+    num_actors: int = 2
+    """Processes that generate."""
+    cpus_per_worker: float = 1.0
+    """CPUs of each worker and actor."""
+    gpus_per_actor: float = 1.0
+    """GPUs of each generating actor, when use_gpu is set."""
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        for name in ("num_workers", "num_actors", "cpus_per_worker", "gpus_per_actor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"scaling.{name} is {getattr(self, name)}, wanted more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a verb needs to know, and what is written beside its results."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    experiment_dir: str = "experiments/default"
+    """Where everything of this experiment is written."""
+    checkpoint_dir: str | None = None
+    """Where checkpoints are written; null is experiment_dir/checkpoints."""
+    resume: str | None = None
+    """auto takes the newest valid checkpoint, a path takes that one, null starts afresh."""
+
+    def to_yaml(self) -> str:
+        """Text that `from_yaml` reads back."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return Path(self.checkpoint_dir or Path(self.experiment_dir) / "checkpoints")
+
+    def with_absolute_paths(self, folder: Path) -> "Config":
+        """The same with every path made absolute: workers run in folders of their own."""
+
+        def absolute(path: str | None) -> str | None:
+            return None if path is None else str((folder / Path(path).expanduser()).resolve())
+
+        names = ("train_data_path", "gene_list", "cond_labels_pt_path", "celltype_labels_pt_path",
+                 "prepared_dir")  # fmt: skip
+        data = replace(self.data, **{name: absolute(getattr(self.data, name)) for name in names})
+        return replace(
+            self,
+            data=data,
+            experiment_dir=str(absolute(self.experiment_dir)),
+            checkpoint_dir=absolute(self.checkpoint_dir),
+            resume=self.resume if self.resume in (None, "auto") else absolute(self.resume),
+        )
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A command-line flag and environment variable for one configuration value."""
+
+    name: str
+    key: str
+    help: str
+    env: str | None = None
+    many: bool = False
+
+
+FLAGS = (
+    Flag("train_data_path", "data.train_data_path", "h5ad to learn from", "TRAIN_DATA_PATH"),
+    Flag("gene", "data.gene", "obs column of the perturbation"),
+    Flag("cell_type_col", "data.cell_type_col", "obs column of the cell type", "CELL_TYPE_COL"),
+    Flag("control_name", "data.control_name", "label of unperturbed cells"),
+    Flag("num_genes", "data.num_genes", "most variable genes to model, or 'all'"),
+    Flag(
+        "cond_labels_pt_path",
+        "data.cond_labels_pt_path",
+        "file of perturbation -> vector",
+        "COND_LABELS_PT_PATH",
+    ),
+    Flag(
+        "celltype_labels_pt_path",
+        "data.celltype_labels_pt_path",
+        "file of cell type -> vector",
+        "CELLTYPE_LABELS_PT_PATH",
+    ),
+    Flag("size", "model.size", "small, medium or large"),
+    Flag("batch_size", "training.batch_size", "cells per step"),
+    Flag("num_epochs", "training.num_epochs", "passes over the cells"),
+    Flag("max_steps", "training.max_steps", "steps, instead of epochs"),
+    Flag("max_seconds", "training.max_seconds", "stop with a checkpoint after this long"),
+    Flag("learning_rate", "training.learning_rate", "peak learning rate"),
+    Flag("num_workers", "scaling.num_workers", "training workers"),
+    Flag("num_actors", "scaling.num_actors", "generating processes"),
+    Flag("use_gpu", "scaling.use_gpu", "true or false"),
+    Flag("cell_type", "inference.cell_type", "one cell type to generate", "CELL_TYPE"),
+    Flag("cell_types", "inference.cell_types", "cell types to generate, or all", many=True),
+    Flag("perturbations", "inference.perturbations", "perturbations to generate", many=True),
+    Flag(
+        "num_samples_per_condition",
+        "inference.num_samples_per_condition",
+        "cells per cell type and perturbation",
+    ),
+    Flag("num_steps", "inference.num_steps", "network evaluations per cell"),
+    Flag("temperature", "inference.temperature", "divides the logits; 1 is calibrated"),
+    Flag("mode", "inference.mode", "counterfactual or population"),
+    Flag("experiment_dir", "experiment_dir", "folder of the experiment", "EXPERIMENT_DIR"),
+    Flag("checkpoint_dir", "checkpoint_dir", "folder of the checkpoints", "CHECKPOINT_DIR"),
+    Flag("resume", "resume", "auto, or a checkpoint folder", "RESUME"),
+)
+"""Flags of the verbs; every other value is reached by --set section.key=value."""
+
+
+def resolve(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    settings: Sequence[str] = (),
+    base: Config | None = None,
+) -> Config:
+    """Merge defaults (or `base`), file, environment, flags and `key=value` settings, in order.
+
+    Args:
+        file: YAML file, or None.
+        environment: Usually os.environ; the names in `FLAGS` are looked up.
+        flags: Value of each flag by name; None and empty strings count as not given.
+        settings: Texts such as "model.dropout=0.1"; the value is YAML.
+        base: What an experiment was trained with, instead of the defaults.
+
+    Raises:
+        ConfigError: Lists every mistake with the nearest valid key.
+    """
+    content: dict[str, Any] = {} if base is None else _plain(dataclasses.asdict(base))
+    _merge(content, read_yaml(file) if file is not None else {})
+    environment, flags = environment or {}, flags or {}
+    for flag in FLAGS:
+        if flag.env is not None and environment.get(flag.env):
+            _put(content, flag.key, environment[flag.env])
+    for flag in FLAGS:
+        if flags.get(flag.name) not in (None, "", [], ()):
+            _put(content, flag.key, flags[flag.name])
+    for text in settings:
+        _put(content, *_setting(text))
+    return from_dict(content, source=str(file) if file else "the configuration")
+
+
+def from_yaml(text: str, *, source: str = "the configuration") -> Config:
+    """Read the text of one configuration; ConfigError lists every mistake."""
+    return from_dict(_parse(text, source), source=source)
+
+
+def from_dict(content: Mapping[str, Any], *, source: str) -> Config:
+    """Check plain values; ConfigError lists every mistake with the nearest valid key."""
+    try:
+        return TypeAdapter(Config).validate_python(content)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(dict(item))}" for item in error.errors())
+        raise ConfigError(f"{source} is not a valid configuration:\n{lines}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Sections and keys of a YAML file; ConfigError if it is missing, huge or not plain data."""
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.yaml"))
+        raise ConfigError(f"{path} does not exist. YAML files beside it: {near or 'none'}.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a configuration is small.")
+    return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no tags that build objects, no repeated keys, no aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not used in configurations")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.YAMLError(f"keys given twice: {repeated}{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not plain YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source} holds {type(content).__name__}, wanted sections with keys.")
+    return {str(key): value for key, value in content.items() if value is not None}
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r} is not of the form section.key=value.")
+    try:
+        return key.strip(), yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not plain YAML: {error}") from error
+
+
+def _put(content: dict[str, Any], key: str, value: object) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = content.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key!r}: {section!r} is a value, not a section.")
+        content = inner
+    content[name] = value
+
+
+def _merge(content: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            content[key] |= value
+        else:
+            content[key] = value
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(part for part in location if part.isidentifier() or part.isdigit())
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(location[-1], _keys(location[:-1]), n=1, cutoff=0.5)
+        near = near or [
+            full
+            for full in (f"{s}.{k}" for s in _sections() for k in _keys([s]))
+            if full.endswith("." + location[-1])
+        ]
+        return f"{key}: no such key." + (f" Did you mean {near[0]!r}?" if near else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message.rstrip(".") + "."
+    return f"{key}: {message}, got {error['input']!r}."
+
+
+def _sections() -> Iterable[str]:
+    return [f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)]
+
+
+def _keys(location: Sequence[str]) -> list[str]:
+    types = {f.name: f.type for f in dataclasses.fields(Config)}
+    owner = types.get(location[0]) if location else Config
+    if isinstance(owner, type) and dataclasses.is_dataclass(owner):
+        return [f.name for f in dataclasses.fields(owner)]
+    return []
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value

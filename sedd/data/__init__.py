@@ -1,0 +1,1 @@
+"""From an h5ad to tensors: reading, tokens, splits, control statistics, shards and batches."""

@@ -1,0 +1,113 @@
+"""What the unperturbed cells of a cell type look like: all the model knows of an unseen type.
+
+Per cell type and gene: mean, spread and detection rate of log1p expression, and the histogram
+over token bins. Some control cells are kept as they are, because a counterfactual cell is the
+perturbed twin of a real one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Num, UInt8
+
+from sedd.errors import DataError
+
+
+@dataclass(frozen=True)
+class ControlStatistics:
+    """Control cells of each cell type, summarised; types in vocabulary order.
+
+    Attributes:
+        mean_log1p: Mean of log1p(counts per 10k).
+        std_log1p: Its standard deviation.
+        detection: Share of cells that show the gene at all.
+        histogram: Number of cells in each token bin.
+        global_histogram: The same over all training cells, perturbed ones too.
+    """
+
+    mean_log1p: Float[np.ndarray, "types genes"]
+    std_log1p: Float[np.ndarray, "types genes"]
+    detection: Float[np.ndarray, "types genes"]
+    histogram: Float[np.ndarray, "types genes bins"]
+    global_histogram: Float[np.ndarray, "genes bins"]
+
+    def log_prior(
+        self, *, global_share: float, pseudo_count: float = 1.0
+    ) -> Float[np.ndarray, "types genes bins"]:
+        """Log of (1 - share) x control histogram of the type + share x global histogram.
+
+        Each histogram is smoothed by `pseudo_count` cells spread like the one it falls back on:
+        the type's like the global one, the global one like a uniform law.
+        """
+        bins = self.histogram.shape[-1]
+        everywhere = self.global_histogram + pseudo_count / bins
+        everywhere = everywhere / everywhere.sum(-1, keepdims=True)
+        own = self.histogram + pseudo_count * everywhere
+        own = own / own.sum(-1, keepdims=True)
+        return np.log((1 - global_share) * own + global_share * everywhere).astype(np.float32)
+
+    def features(self) -> Float[np.ndarray, "types genes 3"]:
+        """Mean, spread and detection of every gene, as inputs of order one."""
+        return np.stack([self.mean_log1p / 2, self.std_log1p, self.detection], -1, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ControlCells:
+    """Real control cells of each type to start counterfactual sampling from.
+
+    Rows are ordered by cell type; `values` are raw counts, or log1p for models of log1p data.
+    """
+
+    cell_type: Int[np.ndarray, " cells"]
+    row: Int[np.ndarray, " cells"]
+    depth: Float[np.ndarray, " cells"]
+    values: Num[np.ndarray, "cells genes"]
+
+    def of_type(self, cell_type: int) -> "ControlCells":
+        """The control cells of one type; DataError if there is none."""
+        chosen = self.cell_type == cell_type
+        if not chosen.any():
+            raise DataError(
+                f"There is no control cell of cell type number {cell_type} to start from. "
+                "Add control cells of that type to the training data."
+            )
+        return ControlCells(
+            self.cell_type[chosen], self.row[chosen], self.depth[chosen], self.values[chosen]
+        )
+
+
+def histogram(
+    tokens: UInt8[np.ndarray, "cells genes"], num_bins: int
+) -> Float[np.ndarray, "genes bins"]:
+    """How many cells show each bin of each gene."""
+    num_genes = tokens.shape[1]
+    slot = tokens.astype(np.int64) + np.arange(num_genes) * num_bins
+    counts = np.bincount(slot.ravel(), minlength=num_genes * num_bins)
+    return counts.reshape(num_genes, num_bins).astype(np.float32)
+
+
+def control_statistics(
+    tokens: UInt8[np.ndarray, "cells genes"],
+    log1p: Float[np.ndarray, "cells genes"],
+    *,
+    cell_type: Int[np.ndarray, " cells"],
+    is_control: np.ndarray,
+    num_types: int,
+    num_bins: int,
+) -> ControlStatistics:
+    """Summarise training cells. A type without controls borrows the mean over the other types."""
+    means, stds, detections, histograms, missing = [], [], [], [], []
+    for number in range(num_types):
+        rows = np.flatnonzero(is_control & (cell_type == number))
+        missing.append(len(rows) == 0)
+        cells = log1p[rows] if len(rows) else np.zeros((1, log1p.shape[1]), np.float32)
+        means.append(cells.mean(0))
+        stds.append(cells.std(0))
+        detections.append((cells > 0).mean(0))
+        histograms.append(histogram(tokens[rows], num_bins))
+    per_type = [np.stack(values).astype(np.float32) for values in (means, stds, detections)]
+    if not all(missing):
+        present = ~np.asarray(missing)
+        for values in per_type:
+            values[~present] = values[present].mean(0)
+    return ControlStatistics(*per_type, np.stack(histograms), histogram(tokens, num_bins))

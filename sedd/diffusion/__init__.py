@@ -1,0 +1,1 @@
+"""Absorbing-state discrete diffusion: noise, graph, loss and samplers. Needs torch only."""

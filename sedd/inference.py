@@ -1,0 +1,47 @@
+"""What to generate and how: the section `inference` of a configuration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["counterfactual", "population"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """What to generate and how."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    cell_type: str | None = None
+    """One cell type, or null for all."""
+    cell_types: tuple[str, ...] = ()
+    """Several cell types; ("all",) or none means every type."""
+    perturbations: tuple[str, ...] = ()
+    """Perturbations to generate; none means every one but control."""
+    num_samples_per_condition: int = 100
+    """Cells per (cell type, perturbation)."""
+    num_steps: int = 16
+    """Network evaluations per cell: blocks of genes revealed one after another."""
+    temperature: float = 1.0
+    """Divides the logits; 1 is calibrated."""
+    sampler: Literal["blocks", "euler", "tweedie"] = "blocks"
+    """How genes are revealed (population mode)."""
+    mode: Mode = "counterfactual"
+    """counterfactual: perturbed twins of real control cells; population: from scratch."""
+    shrink_effects: bool = True
+    """Shrink predicted effects by their reliability in the training types."""
+    shard_size: int = 50
+    """Cells per unit of work; part of what fixes the result."""
+    seed: int = 0
+    """Root seed."""
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        for name in ("num_samples_per_condition", "num_steps", "temperature", "shard_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"inference.{name} is {getattr(self, name)}, wanted more than 0")
+        if self.mode == "counterfactual" and self.sampler != "blocks":
+            raise ValueError(
+                f"inference.sampler is {self.sampler!r}, but counterfactual mode reveals blocks; "
+                "set inference.mode=population to use it"
+            )

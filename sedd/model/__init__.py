@@ -1,0 +1,1 @@
+"""The denoising transformer. Needs torch and numpy only."""

@@ -1,0 +1,72 @@
+"""Size of the denoiser and which of its parts are on: the section `model`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PRESETS = {"small": (128, 4, 4), "medium": (256, 6, 8), "large": (512, 8, 8)}
+"""hidden_dim, num_layers, num_heads of each size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size of the denoising transformer and which of its parts are on."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    size: Literal["small", "medium", "large"] = "small"
+    """Preset of width, layers and heads; each can be overridden."""
+    hidden_dim: int | None = None
+    """Width of the residual stream."""
+    num_layers: int | None = None
+    """Number of transformer blocks."""
+    num_heads: int | None = None
+    """Attention heads; must divide hidden_dim."""
+    dropout: float = 0.0
+    """Dropout after attention and feed-forward."""
+    genes_per_token: int = 8
+    """Genes that share a token of the transformer; 1 is one token per gene."""
+    control_features: bool = True
+    """Show the model what control cells of the type look like, gene by gene."""
+    output_prior: bool = True
+    """Start from the control histogram of the type instead of the global one."""
+    global_share: float = 0.1
+    """Share of the global histogram in the output prior."""
+    ordinal_rank: int | None = 5
+    """Coefficients per gene on the ordinal basis; null gives each bin its own logit."""
+    token_encoder: int = 16
+    """Width of the encoder of visible genes; 0 turns it off."""
+    additive_tilt: bool = True
+    """Add a tilt per perturbation and gene, shared by the types, from the training types."""
+    cell_type_label_dropout: float = 1.0
+    """How often training hides the cell-type label; 1 means the model has none."""
+    time_conditioning: bool = True
+    """Tell the model which fraction of the genes is masked."""
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        for name in ("hidden_dim", "num_layers", "num_heads", "genes_per_token", "ordinal_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{name} is {value}, wanted a number of at least 1")
+        for name in ("dropout", "global_share", "cell_type_label_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}, wanted 0 to 1")
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.hidden_dim {self.width} is not a multiple of model.num_heads {self.heads}"
+            )
+
+    @property
+    def width(self) -> int:
+        """hidden_dim, from the preset unless given."""
+        return self.hidden_dim or PRESETS[self.size][0]
+
+    @property
+    def layers(self) -> int:
+        """num_layers, from the preset unless given."""
+        return self.num_layers or PRESETS[self.size][1]
+
+    @property
+    def heads(self) -> int:
+        """num_heads, from the preset unless given."""
+        return self.num_heads or PRESETS[self.size][2]
