@@ -8,10 +8,12 @@ from jaxtyping import Int, UInt8
 
 from sedd.data.batches import BatchOrder
 from sedd.data.reference import Reference
+from sedd.data.shards import Shards
 from sedd.model.embeddings import ordinal_basis
 from sedd.model.config import ModelConfig
 from sedd.model.inputs import Batch, Condition, Contexts, Initial, Sizes
 from sedd.model.transformer import Denoiser
+from sedd.training_config import TrainingConfig
 
 
 def build_denoiser(config: ModelConfig, reference: Reference, *, seed: int = 0) -> Denoiser:
@@ -55,7 +57,28 @@ def levels(reference: Reference) -> np.ndarray:
     return np.log1p(centers) if reference.tokenizer.kind == "counts" else centers
 
 
-@dataclass(frozen=True)
+def token_batches(shards: Shards, config: TrainingConfig) -> "TokenBatches":
+    """Training batches of prepared shards, in the order that `config` asks for."""
+    rows = np.flatnonzero(~shards.validation)
+    order = BatchOrder(shards.condition[rows], config.batch_size, config.seed, config.balance)
+    log_depth = np.log(shards.depth).astype(np.float32)
+    return TokenBatches(
+        shards.tokens, shards.perturbation, shards.cell_type, log_depth, order, rows
+    )
+
+
+def validation_batch(
+    shards: Shards, batches: "TokenBatches", config: TrainingConfig
+) -> Batch | None:
+    """At most `validation_cells` of the cells that were kept back, or None if there are none."""
+    rows = np.flatnonzero(shards.validation)
+    if len(rows) == 0:
+        return None
+    chosen = np.random.default_rng(config.seed).permutation(rows)[: config.validation_cells]
+    return batches.of(np.sort(chosen))
+
+
+@dataclass(frozen=True, eq=False)
 class TokenBatches:
     """Batches by step from token rows, on disk or in memory."""
 
@@ -64,10 +87,12 @@ class TokenBatches:
     cell_type: Int[np.ndarray, " cells"]
     log_depth: np.ndarray
     order: BatchOrder
+    rows: Int[np.ndarray, " training"]
+    """Rows of the training cells; the order counts among them."""
 
     def __call__(self, step: int) -> Batch:
         """The global batch of a step."""
-        return self.of(self.order(step))
+        return self.of(self.rows[self.order(step)])
 
     def of(self, rows: Int[np.ndarray, " batch"]) -> Batch:
         """A batch of given rows."""

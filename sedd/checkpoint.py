@@ -79,7 +79,7 @@ def save_checkpoint(
 
 
 def load_training(
-    folder: Path, model: ModelConfig, training: TrainingConfig
+    folder: Path, model: ModelConfig, training: TrainingConfig, *, device: torch.device | None = None
 ) -> tuple[TrainingState, Reference]:
     """Everything needed to go on as if the run had never stopped.
 
@@ -90,8 +90,9 @@ def load_training(
     reference = Reference.load(folder)
     denoiser = _load_weights(build_denoiser(model, reference), folder / "model.safetensors")
     average = _load_weights(build_denoiser(model, reference), folder / "average.safetensors")
-    state = start(denoiser, build_denoiser(model, reference), training)
-    state.average.load_state_dict(average.state_dict())
+    averaged = {name: value.clone() for name, value in average.state_dict().items()}
+    state = start(denoiser.to(device), average.to(device), training)
+    state.average.load_state_dict(averaged)
     _load_optimizer(state.optimizer, load_file(folder / "optimizer.safetensors"))
     saved = json.loads((folder / "state.json").read_text())
     state.step, state.since_best = saved["step"], saved["since_best"]
@@ -123,6 +124,11 @@ def newest_valid(root: Path) -> Path | None:
         else:
             return folder
     return None
+
+
+def has_checkpoints(root: Path) -> bool:
+    """Whether any checkpoint stands in `root`."""
+    return bool(_steps(root)) or (root / BEST).is_dir()
 
 
 def best_or_newest(root: Path) -> Path:

@@ -104,7 +104,7 @@ class Flag:
     key: str
     help: str
     env: str | None = None
-    many: bool = False
+    nargs: str | None = None
 
 
 FLAGS = (
@@ -135,8 +135,8 @@ FLAGS = (
     Flag("num_actors", "scaling.num_actors", "generating processes"),
     Flag("use_gpu", "scaling.use_gpu", "true or false"),
     Flag("cell_type", "inference.cell_type", "one cell type to generate", "CELL_TYPE"),
-    Flag("cell_types", "inference.cell_types", "cell types to generate, or all", many=True),
-    Flag("perturbations", "inference.perturbations", "perturbations to generate", many=True),
+    Flag("cell_types", "inference.cell_types", "cell types to generate, or all", nargs="+"),
+    Flag("perturbations", "inference.perturbations", "perturbations to generate", nargs="+"),
     Flag(
         "num_samples_per_condition",
         "inference.num_samples_per_condition",

@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from sedd.data.controls import histogram
 
+MIN_CELLS = 30
+"""Perturbed cells that a type needs to have a say in what the perturbation does."""
+
 SHARES = np.linspace(0, 1, 11)
 """Shares of a fitted tilt that are tried on a left-out type."""
 
@@ -53,7 +56,7 @@ def measure_effects(
     reliability = np.ones(num_perturbations, np.float32)
     for number in range(1, num_perturbations):
         treated = perturbation == number
-        types = np.unique(cell_type[treated])
+        types = _types_with_enough(cell_type[treated])
         if len(types) == 0:
             continue
         counts = np.stack([histogram(tokens[treated & (cell_type == t)], num_bins) for t in types])
@@ -96,6 +99,12 @@ def fit_tilt(
         step = np.linalg.solve(weight * second + ridge, gradient[..., None])[..., 0]
         theta += step / np.maximum(1.0, np.abs(step).max(-1, keepdims=True) / 2)
     return theta.astype(np.float32)
+
+
+def _types_with_enough(cell_type: Int[np.ndarray, " cells"]) -> Int[np.ndarray, " types"]:
+    """Types with at least `MIN_CELLS` perturbed cells, or all of them if none has that many."""
+    types, counts = np.unique(cell_type, return_counts=True)
+    return types[counts >= MIN_CELLS] if (counts >= MIN_CELLS).any() else types
 
 
 def _tilted(

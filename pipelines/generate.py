@@ -1,0 +1,265 @@
+"""`generate`: a trained experiment in, whole perturbed cells per cell type out.
+
+Names are checked before any folder is made. Units of (cell type, perturbation, shard) are drawn by
+Ray actors; when all of a type are there they become one h5ad, renamed into place.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines import command_line
+from pipelines.fanout import Source, read_part, run_units
+from sedd.config import FLAGS, Config
+from sedd.errors import OutputExistsError, UsageError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from sedd.data.reference import Reference
+    from sedd.data.vocabulary import Vocabulary
+    from sedd.generation import GeneratedCells, Unit
+
+DESCRIPTION = "Generate perturbed cells, as raw counts, for each cell type of an experiment."
+CELLS = "generated_cells.h5ad"
+RECORD = "generation_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where cells go, and what may happen to what stands there."""
+
+    folder: Path
+    include_controls: bool = False
+    overwrite: bool = False
+
+
+def run(config: Config, output: Output) -> list[Path]:
+    """Generate what `config.inference` asks for; returns the h5ad of each cell type.
+
+    Raises:
+        UsageError: A cell type or perturbation that the model does not know.
+        OutputExistsError: Other cells stand in the output folder.
+    """
+    from pipelines.experiment import only_writer
+    from sedd.data.vocabulary import Vocabulary
+    from sedd.generation import plan_units
+    from sedd.storage import folder_names
+
+    vocabulary = Vocabulary.from_json(
+        (Path(config.experiment_dir) / "vocabulary.json").read_text(encoding="utf-8")
+    )
+    cell_types, perturbations = chosen_labels(config, vocabulary)
+    source = find_source(config)
+    names = folder_names(list(vocabulary.cell_types))
+    folders = {label: output.folder / f"celltype_{names[label]}" for label in cell_types}
+    plan = {label: plan_units([label], perturbations, config.inference) for label in cell_types}
+    todo = [
+        label
+        for label in cell_types
+        if not _is_done(folders[label], _record(config, source, plan[label]), output)
+    ]
+    with only_writer(output.folder, "generate"):
+        parts = output.folder / ".parts"
+        run_units(
+            source,
+            [unit for label in todo for unit in plan[label]],
+            config.inference,
+            parts,
+            num_actors=config.scaling.num_actors,
+            gpus_per_actor=config.scaling.gpus_per_actor if config.scaling.use_gpu else 0.0,
+        )
+        for label in todo:
+            _assemble(config, source, plan[label], folders[label], parts, output)
+    for label in cell_types:
+        print(f"{label}: {folders[label] / CELLS}")  # noqa: T201
+    return [folders[label] / CELLS for label in cell_types]
+
+
+def chosen_labels(config: Config, vocabulary: "Vocabulary") -> tuple[list[str], list[str]]:
+    """Cell types and perturbations to generate, in vocabulary order, all of them known."""
+    inference = config.inference
+    wanted = list(inference.cell_types)
+    if inference.cell_type is not None and not wanted:
+        wanted = [inference.cell_type]
+    if not wanted or wanted == ["all"]:
+        wanted = list(vocabulary.cell_types)
+    vocabulary.cell_type_ids(wanted)
+    treated = list(inference.perturbations) or list(vocabulary.perturbations[1:])
+    vocabulary.perturbation_ids(treated)
+    return list(dict.fromkeys(wanted)), list(dict.fromkeys(treated))
+
+
+def find_source(config: Config) -> Source:
+    """The checkpoint that generates, and its digest."""
+    from sedd.checkpoint import best_or_newest, load_trained
+
+    checkpoint = best_or_newest(config.checkpoints)
+    digest = load_trained(checkpoint, config.model).digest
+    return Source(checkpoint=checkpoint, model=config.model, digest=digest)
+
+
+def to_anndata(
+    reference: "Reference", cells: Sequence["GeneratedCells"], provenance: dict[str, Any]
+) -> "AnnData":
+    """Generated cells as AnnData: whole counts, labels, the depth each was drawn for."""
+    import anndata
+    import numpy as np
+    import pandas as pd
+    from scipy import sparse
+
+    labels = [
+        (unit.perturbation, unit.cell_type, f"{unit.shard}-{index}")
+        for unit in (part.unit for part in cells)
+        for index in range(unit.num_cells)
+    ]
+    obs = pd.DataFrame(
+        {
+            "perturbation": pd.Categorical([perturbation for perturbation, _, _ in labels]),
+            "cell_type": pd.Categorical([cell_type for _, cell_type, _ in labels]),
+            "depth": np.concatenate([part.depth for part in cells]),
+            "control_row": np.concatenate([part.control_row for part in cells]),
+            "generated": True,
+        },
+        index=[f"{perturbation}-{cell_type}-{name}" for perturbation, cell_type, name in labels],
+    )
+    values = sparse.vstack([sparse.csr_matrix(part.values) for part in cells], format="csr")
+    var = pd.DataFrame(index=pd.Index(reference.vocabulary.genes))
+    return anndata.AnnData(values, obs=obs, var=var, uns={"sedd": provenance})
+
+
+def _assemble(
+    config: Config,
+    source: Source,
+    units: Sequence["Unit"],
+    folder: Path,
+    parts: Path,
+    output: Output,
+) -> None:
+    import anndata
+
+    from sedd.data.reference import Reference
+    from sedd.storage import write_text
+
+    reference = Reference.load(source.checkpoint)
+    record = _record(config, source, units)
+    cells = [read_part(parts, unit, source, config.inference) for unit in units]
+    provenance = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    data = to_anndata(reference, cells, provenance)
+    if output.include_controls:
+        controls = _controls(reference, units[0].cell_type, provenance)
+        data = anndata.concat([data, controls], uns_merge="first")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{CELLS}.tmp"
+    data.write_h5ad(temporary, compression="gzip")
+    temporary.replace(folder / CELLS)
+    write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
+
+
+def _controls(reference: "Reference", cell_type: str, provenance: dict[str, Any]) -> "AnnData":
+    from sedd.generation import GeneratedCells, Unit
+
+    (number,) = reference.vocabulary.cell_type_ids([cell_type])
+    real = reference.control_cells.of_type(int(number))
+    unit = Unit(cell_type, reference.vocabulary.control_name, 0, len(real.row))
+    part = GeneratedCells(unit, real.values, real.depth, real.row)
+    data = to_anndata(reference, [part], provenance)
+    data.obs["generated"] = False
+    return data
+
+
+def _record(config: Config, source: Source, units: Sequence["Unit"]) -> dict[str, Any]:
+    """What was asked and what answered; equal records mean equal cells."""
+    from pipelines.tracking import git_commit
+
+    counts: dict[str, int] = {}
+    for unit in units:
+        counts[unit.perturbation] = counts.get(unit.perturbation, 0) + unit.num_cells
+    inference = config.inference
+    return {
+        "cell_type": units[0].cell_type,
+        "model_digest": source.digest,
+        "checkpoint": source.checkpoint.name,
+        "experiment": Path(config.experiment_dir).name,
+        "mode": inference.mode,
+        "sampler": inference.sampler,
+        "num_steps": inference.num_steps,
+        "temperature": inference.temperature,
+        "shrink_effects": inference.shrink_effects,
+        "shard_size": inference.shard_size,
+        "seed": inference.seed,
+        "git_commit": git_commit() or "unknown",
+        "cells_per_perturbation": counts,
+        "complete": True,
+    }
+
+
+def _is_done(folder: Path, record: dict[str, Any], output: Output) -> bool:
+    """Whether these very cells stand there already.
+
+    Raises:
+        OutputExistsError: Other cells do, and --overwrite was not given.
+    """
+    if not (folder / CELLS).exists() or output.overwrite:
+        return False
+    try:
+        there = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = {}
+    if {**there, "git_commit": None} == {**record, "git_commit": None}:
+        return True
+    message = (
+        f"{folder / CELLS} holds cells of another model or other settings. Add --overwrite to "
+        "replace them, or choose another --output_dir."
+    )
+    raise OutputExistsError(message)
+
+
+def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, Config]:
+    """Arguments, and the experiment's own configuration under what they override."""
+    from pipelines.experiment import load_config
+
+    arguments = parser.parse_args(argv)
+    asked = command_line.read_config(arguments, FLAGS)
+    trained = load_config(Path(asked.experiment_dir))
+    trained = replace(trained, resume=None)
+    config = command_line.read_config(arguments, FLAGS, base=trained)
+    if config.model != trained.model or config.data.num_genes != trained.data.num_genes:
+        message = (
+            "The model cannot be changed after training: leave the sections model and data to "
+            f"{asked.experiment_dir}/config.yaml."
+        )
+        raise UsageError(message)
+    return arguments, config.with_absolute_paths(Path.cwd())
+
+
+@command_line.entry
+def main(argv: Sequence[str]) -> int:
+    """Parse, resolve, generate."""
+    parser = command_line.verb_parser("generate", DESCRIPTION)
+    command_line.add_config_flags(parser, FLAGS)
+    parser.add_argument("--output_dir", help="default: EXPERIMENT_DIR/inference_results")
+    parser.add_argument(
+        "--include_controls", action="store_true", help="add the real control cells, marked"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace other cells")
+    arguments, config = read_arguments(parser, argv)
+    folder = Path(arguments.output_dir or Path(config.experiment_dir) / "inference_results")
+    output = Output(
+        folder=folder.resolve(),
+        include_controls=arguments.include_controls,
+        overwrite=arguments.overwrite,
+    )
+    run(config, output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

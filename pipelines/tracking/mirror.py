@@ -1,0 +1,223 @@
+"""The mirror: copies a journal's points to MLflow, each once, whatever happens in between.
+
+A point counts as present when MLflow holds the same value of that metric at that step, so steps
+that a resumed run repeats bit for bit, and syncs that are run twice, leave no second row. Metrics
+under `speed/` describe the machine and never repeat: there any value at that step counts.
+"""
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.command_line import warn
+from pipelines.journal import FILE_NAME, JournalFollower, Point, read_journal
+from pipelines.tracking.origin import create_run, folder_tags
+from pipelines.tracking.record import Record, flat_params
+from pipelines.tracking.store import (
+    Metric,
+    RunRef,
+    connect,
+    explain,
+    metric_history,
+    metric_key,
+    open_store,
+    opening,
+    send_metrics,
+    send_params,
+)
+from sedd.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MACHINE_PREFIX = "speed/"
+LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What a sync found in the journal and what of it MLflow lacked."""
+
+    run_id: str
+    points: int
+    sent: int
+
+
+class Copier:
+    """Sends metrics that a run does not hold yet; asks MLflow once per metric name."""
+
+    def __init__(self, ref: RunRef) -> None:
+        self._ref = ref
+        self._client: MlflowClient | None = None
+        self._present: dict[str, dict[int, list[float]]] = {}
+
+    def send(self, points: Iterable[Point]) -> int:
+        """Send what is missing of these points; returns how many values that were."""
+        if self._client is None:
+            self._client = connect(self._ref.tracking_uri)
+        missing = [m for m in _metrics(points) if not self._has(self._client, m)]
+        send_metrics(self._client, self._ref.run_id, missing)
+        return len(missing)
+
+    def forget(self) -> None:
+        """Ask MLflow anew what it holds, after a send that failed or a journal that shrank."""
+        self._present.clear()
+
+    def _has(self, client: "MlflowClient", metric: Metric) -> bool:
+        if metric.key not in self._present:
+            held: dict[int, list[float]] = {}
+            for old in metric_history(client, self._ref.run_id, metric.key):
+                held.setdefault(old.step, []).append(old.value)
+            self._present[metric.key] = held
+        values = self._present[metric.key].get(metric.step, [])
+        if metric.key.startswith(MACHINE_PREFIX):
+            return bool(values)
+        return any(_same(value, metric.value) for value in values)
+
+
+@contextmanager
+def mirror(
+    ref: RunRef | None,
+    journal_path: str | os.PathLike[str],
+    *,
+    interval_s: float = 2.0,
+    patience_s: float = 30.0,
+) -> Iterator[None]:
+    """While the block runs, a thread copies the journal's new points to MLflow.
+
+    The block neither waits for MLflow nor hears of its errors. At the end the last points are
+    given `patience_s`; what did not get through is named in a warning and stays in the journal.
+
+    Args:
+        ref: The run; None (MLflow was down at the start) mirrors nothing.
+        journal_path: The journal that the block writes.
+        interval_s: Pause between two looks at the journal.
+        patience_s: How long the end of the block may wait for MLflow.
+    """
+    if ref is None:
+        yield
+        return
+    thread = _MirrorThread(ref, Path(journal_path), interval_s)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.finish(patience_s)
+
+
+def sync(experiment_dir: str | os.PathLike[str], *, tracking_uri: str | None = None) -> SyncReport:
+    """Bring MLflow's copy of a run up to its journal; running it twice changes nothing.
+
+    A run that MLflow never heard of (it was down when the training began) is made here, with the
+    directory's config as parameters.
+
+    Raises:
+        UsageError: The folder holds no tracked run.
+        TrackingUnavailableError: MLflow still does not answer.
+    """
+    folder = Path(experiment_dir).expanduser().resolve()
+    record = Record.load(folder)
+    uri = tracking_uri or (None if "***" in record.tracking_uri else record.tracking_uri)
+    store = open_store(uri, record.experiment)
+    with opening(store.tracking_uri):
+        client = connect(store.tracking_uri)
+        if record.run_id is None:
+            ref = create_run(store, verb=record.verb, name=record.name, tags=folder_tags(folder))
+            record = replace(record, run_id=ref.run_id)
+            record.save(folder)
+            _send_config(client, ref, folder / "config.yaml")
+        else:
+            experiment_id = client.get_run(record.run_id).info.experiment_id
+            ref = RunRef(
+                tracking_uri=store.tracking_uri, experiment_id=experiment_id, run_id=record.run_id
+            )
+        points = read_journal(folder / FILE_NAME)
+        sent = Copier(ref).send(points)
+        if record.status != "RUNNING" and client.get_run(ref.run_id).info.status == "RUNNING":
+            client.set_terminated(ref.run_id, record.status)
+    return SyncReport(run_id=ref.run_id, points=sum(len(p.metrics) for p in points), sent=sent)
+
+
+class _MirrorThread(threading.Thread):
+    """Follows a journal until told to finish; pauses longer the longer MLflow is away."""
+
+    def __init__(self, ref: RunRef, journal: Path, interval_s: float) -> None:
+        super().__init__(name="mlflow-mirror", daemon=True)
+        self._journal = journal
+        self._interval_s = interval_s
+        self._follower = JournalFollower(journal)
+        self._copier = Copier(ref)
+        self._backlog: list[Point] = []
+        self._ending = threading.Event()
+        self._failure = ""
+
+    def run(self) -> None:
+        failures = 0
+        while True:
+            last_round = self._ending.is_set()
+            failures = 0 if self._copy() else failures + 1
+            if last_round:
+                return
+            self._ending.wait(min(self._interval_s * 2**failures, LONGEST_PAUSE_S))
+
+    def finish(self, patience_s: float) -> None:
+        self._ending.set()
+        self.join(patience_s)
+        if self.is_alive() or self._failure:
+            reason = self._failure or f"it did not answer within {patience_s:g} s"
+            warn(
+                f"MLflow lacks the last metrics ({reason}); they are in {self._journal}. Later: "
+                f"python -m pipelines.tracking sync --experiment_dir {self._journal.parent}"
+            )
+
+    def _copy(self) -> bool:
+        try:
+            self._backlog += self._follower.poll()
+            if self._follower.restarted:
+                self._copier.forget()
+            self._copier.send(self._backlog)
+        except Exception as error:  # noqa: BLE001  (a mirror: no failure of it may end a run)
+            if not self._failure:
+                warn(f"MLflow does not take metrics ({explain(error)}); the journal keeps them.")
+            self._failure = explain(error)
+            self._copier.forget()
+            return False
+        self._backlog.clear()
+        self._failure = ""
+        return True
+
+
+def _metrics(points: Iterable[Point]) -> list[Metric]:
+    return [
+        Metric(key=metric_key(name), value=value, step=p.step, timestamp_ms=p.timestamp_ms)
+        for p in points
+        for name, value in p.metrics.items()
+    ]
+
+
+def _same(stored: float, value: float) -> bool:
+    """Equal as MLflow stores it: nan is nan, and infinity becomes the largest float."""
+    if math.isnan(value):
+        return math.isnan(stored)
+    largest = sys.float_info.max
+    return stored == max(-largest, min(largest, value))
+
+
+def _send_config(client: "MlflowClient", ref: RunRef, path: Path) -> None:
+    import yaml
+
+    if not path.exists():
+        return
+    text = path.read_text()
+    config = yaml.safe_load(text)
+    if not isinstance(config, dict):
+        message = f"{path} is no config; restore it, or delete it and run this again."
+        raise UsageError(message)
+    send_params(client, ref.run_id, flat_params(config))
+    client.log_text(ref.run_id, text, "config.yaml")

@@ -1,0 +1,296 @@
+"""Scores of predicted cells against real perturbed cells of the same cell type.
+
+All arrays are log1p(counts per 10,000), `[cells, genes]`, the same genes in the same order. A score
+that cannot be computed (too few cells, no variance) is nan, never a made-up number. Sums run in
+float64 whatever the cells are stored in.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sedd.evaluation.baselines import Prediction
+
+BLOCK_CELLS = 512
+MAX_CELLS = 2000
+NUM_HALVINGS = 10
+NUM_CORRELATED_GENES = 100
+ROUNDING = 1e-9
+
+Cells = Float[np.ndarray, "cells genes"]
+Predicted = Float[np.ndarray, "predicted genes"]
+Real = Float[np.ndarray, "real genes"]
+Control = Float[np.ndarray, "control genes"]
+Mean = Float[np.ndarray, " genes"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one prediction is worth for one condition: the functions below, in this order."""
+
+    pearson: float
+    mse: float
+    energy_distance: float
+    zero_fraction_error: float
+    variance_ratio: float
+    correlation_structure: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the real cells of a condition allow anyone to reach.
+
+    Near 0, `shift_reliability` says that the real shift is noise which nobody can predict;
+    `control_floor` is the energy distance left by copying a finite set of control cells.
+    """
+
+    shift_reliability: float
+    control_floor: float
+
+
+def score(
+    prediction: Prediction,
+    real_log1p: Real,
+    control_log1p: Control,
+    *,
+    max_cells: int | None = MAX_CELLS,
+    seed: int = 0,
+) -> Scores:
+    """Score a prediction on the real perturbed cells, or on the cells it names itself.
+
+    `prediction.against_log1p`, which only the ceiling has, replaces `real_log1p`. `max_cells`
+    bounds the cells of each side in the energy distance; everything else uses all cells.
+    """
+    if prediction.against_log1p is not None:
+        real_log1p = prediction.against_log1p
+    _require_cells(real=real_log1p, control=control_log1p, predicted=prediction.cells_log1p)
+    cells_log1p, mean_log1p = prediction.cells_log1p, prediction.mean_log1p
+    real_mean, control_mean = mean_expression(real_log1p), mean_expression(control_log1p)
+    return Scores(
+        pearson=pearson_of_shift(mean_log1p, real_mean, control_mean),
+        mse=mse_of_means(mean_log1p, real_mean),
+        energy_distance=energy_distance(cells_log1p, real_log1p, max_cells=max_cells, seed=seed),
+        zero_fraction_error=zero_fraction_error(cells_log1p, real_log1p),
+        variance_ratio=variance_ratio(cells_log1p, real_log1p),
+        correlation_structure=correlation_structure(cells_log1p, real_log1p, seed=seed),
+    )
+
+
+def limits(
+    real_log1p: Real, control_log1p: Control, *, max_cells: int | None = MAX_CELLS, seed: int = 0
+) -> Limits:
+    """How reproducible the real shift is, and how near a finite set of controls can come."""
+    _require_cells(real=real_log1p, control=control_log1p)
+    return Limits(
+        shift_reliability=shift_reliability(real_log1p, control_log1p, seed=seed),
+        control_floor=finite_control_floor(control_log1p, max_cells=max_cells, seed=seed),
+    )
+
+
+def mean_expression(cells_log1p: Cells) -> Mean:
+    """Mean log1p expression of each gene, in float64."""
+    return cells_log1p.mean(axis=0, dtype=np.float64)
+
+
+def pearson_of_shift(
+    predicted_mean_log1p: Mean, real_mean_log1p: Mean, control_mean_log1p: Mean
+) -> float:
+    """Pearson over genes of (predicted mean - control mean) and (real mean - control mean).
+
+    A prediction without any shift scores 0, since it says nothing about the direction; a *real*
+    shift that is the same for every gene leaves nothing to correlate with: nan. Both sides subtract
+    the same controls, so sampling noise of few control cells raises every method alike: read it
+    beside `shift_reliability`, which does not share them.
+    """
+    return _pearson(predicted_mean_log1p - control_mean_log1p, real_mean_log1p - control_mean_log1p)
+
+
+def mse_of_means(predicted_mean_log1p: Mean, real_mean_log1p: Mean) -> float:
+    """Mean over genes of the squared difference of mean log1p expression."""
+    return float(np.mean(np.square(predicted_mean_log1p - real_mean_log1p, dtype=np.float64)))
+
+
+def energy_distance(
+    x_log1p: Float[np.ndarray, "x genes"],
+    y_log1p: Float[np.ndarray, "y genes"],
+    *,
+    max_cells: int | None = None,
+    seed: int = 0,
+) -> float:
+    """Unbiased Euclidean energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|.
+
+    Means within a sample leave out each cell's distance to itself (Székely & Rizzo 2013, as a
+    U-statistic), so two samples of one law score 0 on average and sometimes below. With
+    `max_cells`, each side is first cut to that many cells, drawn without replacement by `seed`.
+    Memory is bounded by blocks of cells; nan where a side has fewer than two cells.
+    """
+    rng = np.random.default_rng(seed)
+    x_log1p, y_log1p = _subsample(x_log1p, max_cells, rng), _subsample(y_log1p, max_cells, rng)
+    # Distances do not depend on the origin; near the cells, the matmul form cancels less.
+    origin_log1p = mean_expression(x_log1p)
+    between = sum(
+        _distances(x, y, origin_log1p).sum() for x in _blocks(x_log1p) for y in _blocks(y_log1p)
+    )
+    between = between / (len(x_log1p) * len(y_log1p))
+    return float(2 * between - _mean_pairwise(x_log1p) - _mean_pairwise(y_log1p))
+
+
+def finite_control_floor(
+    control_log1p: Control, *, max_cells: int | None = None, seed: int = 0
+) -> float:
+    """Energy distance that a perfect copy of n control cells keeps from fresh control cells.
+
+    Cells drawn with replacement from n controls repeat each other, so E|x - x'| within them is
+    (n - 1)/n D, where D is the mean distance of two different controls, while their distance to
+    fresh cells and of fresh cells among themselves is D: the energy distance is D / n in
+    expectation, whatever the number drawn. This is that expectation, without the noise of a
+    bootstrap (measured against the n controls themselves, a bootstrap would show -D / n). Using
+    each control cell once, as no-change and the counterfactual mode do, or smoothing avoids it.
+    """
+    subsample = _subsample(control_log1p, max_cells, np.random.default_rng(seed))
+    return _mean_pairwise(subsample) / len(control_log1p)
+
+
+def zero_fraction_error(predicted_log1p: Predicted, real_log1p: Real) -> float:
+    """Mean over genes of |P(expression is 0) predicted - real|."""
+    return float(np.abs((predicted_log1p == 0).mean(0) - (real_log1p == 0).mean(0)).mean())
+
+
+def variance_ratio(predicted_log1p: Predicted, real_log1p: Real) -> float:
+    """Sum over genes of predicted variances / sum over genes of real variances.
+
+    The ratio of sums needs no cut-off for silent genes, which a mean of ratios would blow up on;
+    below 1 the cells are too alike, above 1 too scattered. Variances are unbiased; nan where a side
+    has fewer than two cells or the real cells do not vary.
+    """
+    if min(len(predicted_log1p), len(real_log1p)) < 2:
+        return float("nan")
+    real = real_log1p.var(axis=0, ddof=1, dtype=np.float64).sum()
+    predicted = predicted_log1p.var(axis=0, ddof=1, dtype=np.float64).sum()
+    return float(predicted / real) if real > ROUNDING else float("nan")
+
+
+def correlation_structure(predicted_log1p: Predicted, real_log1p: Real, *, seed: int = 0) -> float:
+    """`rel` = cov(corr_predicted, corr_real) / cov(corr_half1, corr_half2) over gene pairs.
+
+    Gene-gene correlations of the `NUM_CORRELATED_GENES` genes that vary most in the real cells. The
+    denominator estimates the variance of the true correlations without their sampling noise, from
+    disjoint halves of the real cells, averaged over `NUM_HALVINGS` halvings. So 1 is the real
+    structure, 0 none of it, and a value above 1 overstates it; a gene that is constant in the
+    prediction counts as uncorrelated. nan with fewer than four real or two predicted cells, fewer
+    than three varying genes, or halves that agree no better than those of independent genes would
+    (within 3 standard errors, 1/sqrt(pairs)): then there is no structure to find.
+    """
+    variance = real_log1p.var(axis=0, dtype=np.float64)
+    genes = np.argsort(-variance, kind="stable")[:NUM_CORRELATED_GENES]
+    genes = genes[variance[genes] > ROUNDING]
+    if len(predicted_log1p) < 2 or len(real_log1p) < 4 or len(genes) < 3:
+        return float("nan")
+    halves = [
+        np.stack([_correlations(real_log1p[half][:, genes]) for half in halving])
+        for halving in _halvings(len(real_log1p), seed)
+    ]
+    agreement = np.mean([_pearson(first, second) for first, second in halves])
+    if not agreement > 3 / np.sqrt(halves[0].shape[1]):
+        return float("nan")
+    predicted = _correlations(predicted_log1p[:, genes])
+    covariance = np.cov(predicted, _correlations(real_log1p[:, genes]))[0, 1]
+    return float(covariance / np.mean([np.cov(pair)[0, 1] for pair in halves]))
+
+
+def shift_reliability(real_log1p: Real, control_log1p: Control, *, seed: int = 0) -> float:
+    """Reliability of the real mean shift: split-half Pearson r, stepped up as 2r / (1 + r).
+
+    Both the perturbed and the control cells are halved, so the halves share no noise; r is averaged
+    over `NUM_HALVINGS` halvings before the Spearman-Brown formula takes it to all cells. 0 where
+    the halves do not agree; nan with fewer than two cells of either kind.
+    """
+    if min(len(real_log1p), len(control_log1p)) < 2:
+        return float("nan")
+    halvings = zip(
+        _halvings(len(real_log1p), seed), _halvings(len(control_log1p), seed + 1), strict=True
+    )
+    shifts = (
+        [
+            mean_expression(real_log1p[real]) - mean_expression(control_log1p[control])
+            for real, control in zip(real_halves, control_halves, strict=True)
+        ]
+        for real_halves, control_halves in halvings
+    )
+    return spearman_brown(float(np.mean([_pearson(first, second) for first, second in shifts])))
+
+
+def spearman_brown(half_r: float) -> float:
+    """Reliability of the whole from the correlation of its halves; 0 for a negative one."""
+    return 0.0 if half_r <= 0 else 2 * half_r / (1 + half_r)
+
+
+def _pearson(predicted: Float[np.ndarray, " n"], real: Float[np.ndarray, " n"]) -> float:
+    predicted, real = predicted - predicted.mean(), real - real.mean()
+    norms = np.linalg.norm(predicted), np.linalg.norm(real)
+    if min(norms) <= ROUNDING:
+        return 0.0 if norms[1] > ROUNDING else float("nan")
+    return float(predicted @ real / (norms[0] * norms[1]))
+
+
+def _correlations(cells_log1p: Cells) -> Float[np.ndarray, " pairs"]:
+    """Pearson correlation of each pair of genes; 0 where one of them is constant."""
+    centred = cells_log1p.astype(np.float64) - mean_expression(cells_log1p)
+    norms = np.linalg.norm(centred, axis=0)
+    unit = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > ROUNDING)
+    return (unit.T @ unit)[np.triu_indices(unit.shape[1], k=1)]
+
+
+def _halvings(
+    num_cells: int, seed: int
+) -> Iterator[tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"]]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(NUM_HALVINGS):
+        order = rng.permutation(num_cells)
+        yield order[: num_cells // 2], order[num_cells // 2 :]
+
+
+def _subsample(
+    cells_log1p: Cells, max_cells: int | None, rng: np.random.Generator
+) -> Float[np.ndarray, "kept genes"]:
+    if max_cells is None or len(cells_log1p) <= max_cells:
+        return cells_log1p
+    return cells_log1p[np.sort(rng.choice(len(cells_log1p), max_cells, replace=False))]
+
+
+def _mean_pairwise(cells_log1p: Cells) -> float:
+    """Mean Euclidean distance of two different cells; nan for fewer than two."""
+    if len(cells_log1p) < 2:
+        return float("nan")
+    origin_log1p, blocks, total = mean_expression(cells_log1p), list(_blocks(cells_log1p)), 0.0
+    for i, block in enumerate(blocks):
+        itself = _distances(block, block, origin_log1p)
+        np.fill_diagonal(itself, 0)
+        total += itself.sum() + 2 * sum(
+            _distances(block, later, origin_log1p).sum() for later in blocks[i + 1 :]
+        )
+    return float(total / (len(cells_log1p) * (len(cells_log1p) - 1)))
+
+
+def _blocks(cells_log1p: Cells) -> Iterator[Float[np.ndarray, "block genes"]]:
+    for start in range(0, len(cells_log1p), BLOCK_CELLS):
+        yield cells_log1p[start : start + BLOCK_CELLS]
+
+
+def _distances(
+    x_log1p: Float[np.ndarray, "x genes"], y_log1p: Float[np.ndarray, "y genes"], origin_log1p: Mean
+) -> Float[np.ndarray, "x y"]:
+    """Euclidean distances as |x|^2 + |y|^2 - 2 x.y, in float64."""
+    x, y = x_log1p - origin_log1p, y_log1p - origin_log1p
+    squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None, :]
+    squared -= 2 * (x @ y.T)
+    return np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
+
+
+def _require_cells(**groups: Float[np.ndarray, "_cells _genes"]) -> None:
+    empty = [name for name, cells_log1p in groups.items() if len(cells_log1p) == 0]
+    if empty:
+        msg = f"No {' and no '.join(empty)} cells to score. Leave this condition out of `score`."
+        raise ValueError(msg)
