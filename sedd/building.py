@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int, UInt8
 
 from sedd.data.batches import BatchOrder
+from sedd.data.cells import Cells
 from sedd.data.reference import Reference
 from sedd.data.shards import Shards
 from sedd.model.embeddings import ordinal_basis
@@ -64,6 +65,23 @@ def token_batches(shards: Shards, config: TrainingConfig) -> "TokenBatches":
     log_depth = np.log(shards.depth).astype(np.float32)
     return TokenBatches(
         shards.tokens, shards.perturbation, shards.cell_type, log_depth, order, rows
+    )
+
+
+def labelled_batch(reference: Reference, cells: Cells) -> Batch:
+    """Any labelled cells over the model's genes as a batch."""
+    values = cells.select(None, reference.vocabulary.genes).expression.toarray()
+    cell_type = torch.from_numpy(reference.vocabulary.cell_type_ids(cells.cell_type))
+    return Batch(
+        torch.from_numpy(reference.tokenizer.encode(values)),
+        Condition(
+            perturbation=torch.from_numpy(
+                reference.vocabulary.perturbation_ids(cells.perturbation)
+            ),
+            cell_type=cell_type,
+            label=cell_type,
+            log_depth=torch.from_numpy(np.log(cells.depth).astype(np.float32)),
+        ),
     )
 
 

@@ -159,8 +159,7 @@ def _with_genes(
     for_normal, for_uniform = rng.spawn(2)
     normal = for_normal.standard_normal((number, len(world.cell_types)))
     uniform = for_uniform.random((number, 4))
-    quantiles = others["log_fraction_quantiles"]
-    level = np.interp(uniform[:, 0], np.linspace(0, 1, len(quantiles)), quantiles)
+    level = np.interp(uniform[:, 0], others["probability"], others["log_fraction"])
     donor = _pick(uniform[:, 1], np.arange(len(world.genes)))
     responsive = np.flatnonzero(world.effect.any(axis=(0, 1)))
     touched = uniform[:, 2] < others["touched"]

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from sedd.data.hdf5 import attribute, listing, member, suggestion
+from sedd.data.hdf5 import attribute, dataset_at, listing, member, suggestion
 from sedd.errors import DataError
 
 # How a missing label looks once some program has turned it into text.
@@ -63,12 +63,12 @@ class Table:
         return tuple(sorted(str(name) for name in names if name not in hidden))
 
     def __len__(self) -> int:
-        node = self.node
+        node = (
+            member(self.node, self.index_name) if isinstance(self.node, h5py.Group) else self.node
+        )
         if isinstance(node, h5py.Group):
-            node = member(node, self.index_name)
-        if isinstance(node, h5py.Group):
-            node = member(node, "values") or member(node, "codes")
-        shape = node.shape if isinstance(node, h5py.Dataset) else None
+            node = dataset_at(node, "values") or dataset_at(node, "codes")
+        shape = None if node is None else node.shape
         if shape is None or len(shape) != 1:
             raise self._wrong_layout()
         return int(shape[0])
@@ -177,13 +177,13 @@ def _column(table: Table, name: str, node: h5py.Group | h5py.Dataset | None) -> 
 
 
 def _column_group(table: Table, name: str, group: h5py.Group) -> Column:
-    codes, categories = member(group, "codes"), member(group, "categories")
-    if isinstance(codes, h5py.Dataset) and categories is not None:
+    codes, categories = dataset_at(group, "codes"), member(group, "categories")
+    if codes is not None and categories is not None:
         return _from_codes(
             table, name, _values(table, name, codes[()]), _column(table, name, categories)
         )
-    values, mask = member(group, "values"), member(group, "mask")
-    if isinstance(values, h5py.Dataset) and isinstance(mask, h5py.Dataset):
+    values, mask = dataset_at(group, "values"), dataset_at(group, "mask")
+    if values is not None and mask is not None:
         plain = _values(table, name, values[()])
         if mask.shape == plain.missing.shape and mask.dtype.kind == "b":
             return Column(plain.values, plain.missing | mask[:])

@@ -58,6 +58,12 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     return node if isinstance(node, h5py.Group | h5py.Dataset) else None
 
 
+def dataset_at(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """The dataset under `name`, None where there is none."""
+    node = member(group, name)
+    return node if isinstance(node, h5py.Dataset) else None
+
+
 def attribute(node: h5py.Group | h5py.Dataset, name: str, default: str = "") -> str:
     """A text attribute; `default` where there is none."""
     value = node.attrs.get(name, default)
@@ -157,6 +163,13 @@ def _check_tree(file: h5py.File, path: Path) -> None:
     while groups:
         group = groups.pop()
         for key in group:
+            if isinstance(key, bytes):
+                # h5py gives up decoding only where the name is not UTF-8.
+                message = (
+                    f"{path}: {key!r} in {group.name!r} is not a UTF-8 name. The file is damaged, "
+                    f"or the name must be changed with the program that wrote it."
+                )
+                raise DataError(message)
             name = f"{group.name}/{key}".lstrip("/")
             _check_link(group, key, name, path)
             node = member(group, key)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Integer
 from scipy import sparse
 
-from sedd.data.hdf5 import attribute, listing, member, refuse_beyond_memory, suggestion
+from sedd.data.hdf5 import attribute, dataset_at, listing, member, refuse_beyond_memory, suggestion
 from sedd.errors import DataError
 
 Kind = Literal["counts", "log1p"]
@@ -48,7 +48,7 @@ class MatrixSource:
 def layer_names(file: h5py.File) -> tuple[str, ...]:
     """Names of the layers, in alphabetical order."""
     layers = member(file, "layers")
-    return tuple(sorted(layers)) if isinstance(layers, h5py.Group) else ()
+    return tuple(sorted(layers)) if layers is not None and isinstance(layers, h5py.Group) else ()
 
 
 def find_matrix(
@@ -116,8 +116,8 @@ def _read_sparse(source: MatrixSource, group: h5py.Group) -> sparse.csr_array:
 
 
 def _vector(source: MatrixSource, group: h5py.Group, name: str) -> h5py.Dataset:
-    dataset = member(group, name)
-    if isinstance(dataset, h5py.Dataset) and dataset.shape is not None and dataset.ndim == 1:
+    dataset = dataset_at(group, name)
+    if dataset is not None and dataset.shape is not None and dataset.ndim == 1:
         return dataset
     raise _malformed(source, f"it has no one-dimensional {name!r}")
 

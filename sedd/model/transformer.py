@@ -171,7 +171,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.attended = nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim)
+            nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim)
         )
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.modulation.weight)
