@@ -22,6 +22,8 @@ OBJECT_STORE_BYTES = (
     200 * 2**20
 )  # actors hand over numbers and small arrays; cells go through files
 
+TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
+
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -180,10 +182,11 @@ def _prepare_environment(address: str) -> None:
     if address == "local":
         os.environ["PYTHONPATH"] = _python_path()
         if "RAY_AUTH_MODE" not in os.environ:
-            # A token of this process alone; by itself Ray leaves one in the home folder, readable
-            # by everybody on the machine.
-            os.environ["RAY_AUTH_MODE"] = "token"
+            # A local Ray asks for a token by default. This one is known to this process alone; by
+            # itself Ray leaves one in the home folder, readable by everybody on the machine. The
+            # mode is Ray's to set: it reads that variable only once, when it is imported.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
 
 
 def _python_path() -> str:

@@ -104,7 +104,7 @@ def _free_folder(folder: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    print(text, flush=True)
 
 
 @command_line.entry

@@ -49,7 +49,9 @@ def run_units(
         return
     parts.mkdir(parents=True, exist_ok=True)
     num_actors = min(num_actors, len(todo))
-    with cluster.connect(num_workers=num_actors, use_gpu=gpus_per_actor > 0, flag="--num_actors"):
+    with cluster.connect(
+        num_workers=num_actors, use_gpu=gpus_per_actor > 0, flag="--num_actors", log_to_driver=False
+    ):
         import ray  # after `connect`: Ray reads its environment when it is imported
 
         actor = ray.remote(_Generator).options(
@@ -139,6 +141,7 @@ def _spread(
 ) -> Iterator[tuple["Unit", str]]:
     """Keep every actor busy with two units; yield the units that failed, with the reason."""
     import ray
+    from ray.exceptions import RayActorError, RayTaskError
 
     waiting, flying = iter(units), {}
 
@@ -155,10 +158,10 @@ def _spread(
             try:
                 ray.get(reference)
                 finished(unit)
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 if isinstance(error.cause, SeddError):
                     raise error.cause from error
                 yield unit, repr(error.cause)
-            except ray.exceptions.RayActorError as error:
+            except RayActorError as error:
                 yield unit, str(error).splitlines()[0]
             send(actor)

@@ -79,7 +79,7 @@ def run(config: Config, output: Output) -> list[Path]:
         for label in todo:
             _assemble(config, source, plan[label], folders[label], parts, output)
     for label in cell_types:
-        print(f"{label}: {folders[label] / CELLS}")  # noqa: T201
+        print(f"{label}: {folders[label] / CELLS}")
     return [folders[label] / CELLS for label in cell_types]
 
 

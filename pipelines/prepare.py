@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     config = command_line.read_config(parser.parse_args(argv), FLAGS)
     folder = run(config.with_absolute_paths(Path.cwd()))
     megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    print(f"prepared: {folder} ({megabytes:.1f} MB)")  # noqa: T201
+    print(f"prepared: {folder} ({megabytes:.1f} MB)")
     return 0
 
 

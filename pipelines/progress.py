@@ -94,7 +94,7 @@ def progress(
 class PlainProgress:
     """Lines for logs: `train step 120/1000 loss 0.4312 5310 cells/s 2:41 left`."""
 
-    def __init__(  # noqa: PLR0913  (the parameters of `progress`, with a clock for tests)
+    def __init__(
         self,
         label: str,
         total: int,

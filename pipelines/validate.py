@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         depth_col=data.depth_col,
     )
     if arguments.json:
-        print(facts.as_json())  # noqa: T201
+        print(facts.as_json())
     else:
         show(facts)
     return 0

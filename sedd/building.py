@@ -10,8 +10,8 @@ from sedd.data.batches import BatchOrder
 from sedd.data.cells import Cells
 from sedd.data.reference import Reference
 from sedd.data.shards import Shards
-from sedd.model.embeddings import ordinal_basis
 from sedd.model.config import ModelConfig
+from sedd.model.embeddings import ordinal_basis
 from sedd.model.inputs import Batch, Condition, Contexts, Initial, Sizes
 from sedd.model.transformer import Denoiser
 from sedd.training_config import TrainingConfig

@@ -6,7 +6,7 @@
     model.safetensors      weights
     average.safetensors    their exponential moving average: what generates
     optimizer.safetensors  AdamW's moments
-    state.json             step, best validation NELBO, data and split digests, versions
+    state.json             step, best validation NELBO, model, data and split digests, versions
     MANIFEST.json          the hash of each file
 
 Nothing in it is ever executed on loading: tensors are safetensors, the rest is text.
@@ -18,8 +18,9 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,44 +74,51 @@ def save_checkpoint(
     for place in (folder, root / BEST) if is_best else (folder,):
         with whole_folder(place) as temporary:
             _write(temporary, state, reference, config_yaml, provenance)
-    for old in sorted(_steps(root), reverse=True)[keep:]:
+    earlier = sorted((step for step in _steps(root) if step < state.step), reverse=True)
+    for old in earlier[keep - 1 :]:
         shutil.rmtree(root / f"step_{old:08d}", ignore_errors=True)
     return folder
 
 
 def load_training(
-    folder: Path, model: ModelConfig, training: TrainingConfig, *, device: torch.device | None = None
+    folder: Path,
+    model: ModelConfig,
+    training: TrainingConfig,
+    *,
+    device: torch.device | None = None,
 ) -> tuple[TrainingState, Reference]:
     """Everything needed to go on as if the run had never stopped.
 
     Raises:
         StorageError: The folder is damaged, or was written by a model of another shape.
     """
-    verify_folder(folder)
+    saved = _verified_state(folder, model)
     reference = Reference.load(folder)
-    denoiser = _load_weights(build_denoiser(model, reference), folder / "model.safetensors")
-    average = _load_weights(build_denoiser(model, reference), folder / "average.safetensors")
-    averaged = {name: value.clone() for name, value in average.state_dict().items()}
-    state = start(denoiser.to(device), average.to(device), training)
-    state.average.load_state_dict(averaged)
+    denoiser, average = (build_denoiser(model, reference).to(device) for _ in range(2))
+    denoiser.load_state_dict(load_file(folder / "model.safetensors"))
+    state = start(denoiser, average, training)
+    state.average.load_state_dict(load_file(folder / "average.safetensors"))
     _load_optimizer(state.optimizer, load_file(folder / "optimizer.safetensors"))
-    saved = json.loads((folder / "state.json").read_text())
     state.step, state.since_best = saved["step"], saved["since_best"]
     state.best_nelbo = math.inf if saved["best_nelbo"] is None else saved["best_nelbo"]
     return state, reference
 
 
 def load_trained(folder: Path, model: ModelConfig) -> Trained:
-    """The averaged model of a checkpoint, ready to generate, on the CPU."""
-    verify_folder(folder)
+    """The averaged model of a checkpoint, ready to generate, on the CPU.
+
+    Raises:
+        StorageError: The folder is damaged, or was written by a model of another shape.
+    """
+    saved = _verified_state(folder, model)
     reference = Reference.load(folder)
-    denoiser = _load_weights(build_denoiser(model, reference), folder / "average.safetensors")
+    denoiser = build_denoiser(model, reference)
+    denoiser.load_state_dict(load_file(folder / "average.safetensors"))
     names = ("average.safetensors", "reference.safetensors", "vocabulary.json")
     parts = [file_digest(folder / name) for name in names]
     digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-    step = json.loads((folder / "state.json").read_text())["step"]
     denoiser.eval().requires_grad_(requires_grad=False)
-    return Trained(denoiser, build_contexts(model, reference), reference, digest, step)
+    return Trained(denoiser, build_contexts(model, reference), reference, digest, saved["step"])
 
 
 def newest_valid(root: Path) -> Path | None:
@@ -120,7 +128,9 @@ def newest_valid(root: Path) -> Path | None:
         try:
             verify_folder(folder)
         except StorageError:
-            folder.rename(folder.with_name(folder.name + ".damaged"))
+            aside = folder.with_name(folder.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
         else:
             return folder
     return None
@@ -168,6 +178,7 @@ def _write(
         "step": state.step,
         "best_nelbo": state.best_nelbo if math.isfinite(state.best_nelbo) else None,
         "since_best": state.since_best,
+        "model": _shape(state.denoiser.config),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         **provenance,
     }
@@ -190,15 +201,33 @@ def _load_optimizer(optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
-def _load_weights(denoiser: Denoiser, path: Path) -> Denoiser:
-    try:
-        denoiser.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise StorageError(
-            f"{path} was written by a model of another shape than the configuration asks for. "
-            f"Resume with the experiment's own config.yaml. ({str(error).splitlines()[-1].strip()})"
-        ) from error
-    return denoiser
+def _verified_state(folder: Path, model: ModelConfig) -> dict[str, Any]:
+    """Counters of an undamaged checkpoint, once it is sure that `model` is what it holds.
+
+    Names are compared and not only tensors: weights of 4 heads fit 8 heads and mean nothing there.
+    """
+    verify_folder(folder)
+    saved = json.loads((folder / "state.json").read_text())
+    differences = [
+        f"model.{name} {saved['model'].get(name)!r}, the configuration says {wanted!r}"
+        for name, wanted in _shape(model).items()
+        if saved["model"].get(name) != wanted
+    ]
+    if differences:
+        message = (
+            f"{folder} was written by another model: it has {'; '.join(differences)}. "
+            "Use the experiment's own config.yaml."
+        )
+        raise StorageError(message)
+    return saved
+
+
+def _shape(model: ModelConfig) -> dict[str, Any]:
+    """Every switch that the weights depend on."""
+    content = asdict(model)
+    del content["size"], content["dropout"]
+    sizes = {"hidden_dim": model.width, "num_layers": model.layers, "num_heads": model.heads}
+    return content | sizes
 
 
 def _cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

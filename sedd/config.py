@@ -45,9 +45,14 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
-        for name in ("num_workers", "num_actors", "cpus_per_worker", "gpus_per_actor"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"scaling.{name} is {getattr(self, name)}, wanted more than 0")
+        names = ("num_workers", "num_actors", "cpus_per_worker", "gpus_per_actor")
+        problems = [
+            f"scaling.{name} is {getattr(self, name)}, wanted more than 0."
+            for name in names
+            if not getattr(self, name) > 0
+        ]
+        if problems:
+            raise ValueError("\n  ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +184,7 @@ def resolve(
         if flag.env is not None and environment.get(flag.env):
             _put(content, flag.key, environment[flag.env])
     for flag in FLAGS:
-        if flags.get(flag.name) not in (None, "", [], ()):
+        if flags.get(flag.name) not in (None, "", [], (), [""]):
             _put(content, flag.key, flags[flag.name])
     for text in settings:
         _put(content, *_setting(text))
@@ -207,7 +212,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist. YAML files beside it: {near or 'none'}.")
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes; a configuration is small.")
-    return _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}.") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -227,10 +235,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        content = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not plain YAML: {error}") from error
+    content = _load(text, source)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -242,10 +247,16 @@ def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r} is not of the form section.key=value.")
+    return key.strip(), _load(value, f"the value of --set {key.strip()}")
+
+
+def _load(text: str, source: str) -> Any:
     try:
-        return key.strip(), yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: the value is not plain YAML: {error}") from error
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply for a configuration.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+        raise ConfigError(f"{source} is not plain YAML: {error}") from error
 
 
 def _put(content: dict[str, Any], key: str, value: object) -> None:
@@ -268,13 +279,15 @@ def _merge(content: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 def _explain(error: Mapping[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
-    key = ".".join(part for part in location if part.isidentifier() or part.isdigit())
+    # Behind section and key come positions in a list, and pydantic's names for types.
+    key = ".".join(location[:2] + [part for part in location[2:] if part.isdigit()])
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(location[-1], _keys(location[:-1]), n=1, cutoff=0.5)
+        elsewhere = {
+            name: f"{section}.{name}" for section in _sections() for name in _keys([section])
+        }
+        near = difflib.get_close_matches(location[-1], _keys(location[:-1]), n=1)
         near = near or [
-            full
-            for full in (f"{s}.{k}" for s in _sections() for k in _keys([s]))
-            if full.endswith("." + location[-1])
+            elsewhere[n] for n in difflib.get_close_matches(location[-1], elsewhere, n=1)
         ]
         return f"{key}: no such key." + (f" Did you mean {near[0]!r}?" if near else "")
     message = error["msg"].removeprefix("Value error, ")

@@ -20,6 +20,7 @@ from sedd.data.controls import ControlCells
 from sedd.diffusion import sampling
 from sedd.diffusion.graph import AbsorbingGraph
 from sedd.diffusion.noise import LogLinearNoise
+from sedd.errors import DataError
 from sedd.inference import InferenceConfig
 from sedd.model.inputs import Condition
 
@@ -82,6 +83,13 @@ def generate_unit(trained: Trained, unit: Unit, config: InferenceConfig) -> Gene
     (perturbation,) = vocabulary.perturbation_ids([unit.perturbation])
     seed = int(unit.key(trained.digest, config)[:15], 16)
     rng = np.random.default_rng(seed)
+    if cell_type not in trained.reference.control_cells.cell_type:
+        message = (
+            f"The training data hold no control cell of {unit.cell_type!r}, so there is nothing to "
+            f"start from. Add {vocabulary.control_name!r} cells of that type and train again, or "
+            "name other types with --cell_types."
+        )
+        raise DataError(message)
     controls = _start_from(trained.reference.control_cells.of_type(int(cell_type)), unit, config)
     tokens = _sample(trained, controls, int(perturbation), config, seed)
     values = trained.reference.tokenizer.decode(tokens, rng)

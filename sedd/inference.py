@@ -37,11 +37,14 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
+        problems = []
         for name in ("num_samples_per_condition", "num_steps", "temperature", "shard_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"inference.{name} is {getattr(self, name)}, wanted more than 0")
+            if not getattr(self, name) > 0:
+                problems.append(f"inference.{name} is {getattr(self, name)}, wanted more than 0.")
         if self.mode == "counterfactual" and self.sampler != "blocks":
-            raise ValueError(
+            problems.append(
                 f"inference.sampler is {self.sampler!r}, but counterfactual mode reveals blocks; "
-                "set inference.mode=population to use it"
+                "set inference.mode=population to use it."
             )
+        if problems:
+            raise ValueError("\n  ".join(problems))

@@ -4,10 +4,12 @@ Only training and validation cells go in. A held-out cell never reaches a gene c
 statistic or a file written here.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from sedd.data.cells import Cells
@@ -43,20 +45,26 @@ def prepare(
     row = np.sort(np.concatenate([split.train, split.validation]))
     kept = cells.select(row, genes)
     validation = np.isin(row, split.validation)
-    values = kept.expression.toarray()
+    train = kept.select(~validation)
     tokenizer = Tokenizer.fit(
-        values[~validation], kind=cells.kind, exact=config.exact_counts, ratio=config.bin_ratio
+        train.expression.toarray(),
+        kind=cells.kind,
+        exact=config.exact_counts,
+        ratio=config.bin_ratio,
     )
-    tokens = tokenizer.encode(values)
-    perturbation = vocabulary.perturbation_ids(kept.perturbation)
-    cell_type = vocabulary.cell_type_ids(kept.cell_type)
-    reference = _measure(
-        vocabulary, tokenizer, config, model, kept, values, tokens, ~validation, row, seed
+    reference = _measure(train, row[~validation], vocabulary, tokenizer, config, model, seed)
+    return Shards(
+        reference,
+        tokenizer.encode(kept.expression.toarray()),
+        vocabulary.perturbation_ids(kept.perturbation),
+        vocabulary.cell_type_ids(kept.cell_type),
+        kept.depth,
+        validation,
+        row,
     )
-    return Shards(reference, tokens, perturbation, cell_type, kept.depth, validation, row)
 
 
-def shard_settings(data: DataConfig, model: ModelConfig, *, seed: int) -> dict[str, object]:
+def shard_settings(data: DataConfig, model: ModelConfig, *, seed: int) -> dict[str, Any]:
     """Every setting that changes what `prepare` writes; part of the shards' fingerprint."""
     settings = {
         name: getattr(data, name)
@@ -101,29 +109,33 @@ def _listed_genes(cells: Cells, path: Path) -> list[str]:
     wanted = list(dict.fromkeys(name for name in wanted if name))
     known = set(cells.genes)
     unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        raise DataError(f"{path}: " + unknown_names_message(unknown, cells.genes, "gene"))
+    if not wanted:
+        message = f"data.gene_list {path} is empty; wanted one gene name per line."
+        raise DataError(message)
+    if unknown:
+        message = f"data.gene_list {path}: " + unknown_names_message(unknown, cells.genes, "gene")
+        raise DataError(message)
     return wanted
 
 
 def _measure(
+    train: Cells,
+    row: Int[np.ndarray, " cells"],
     vocabulary: Vocabulary,
     tokenizer: Tokenizer,
     config: DataConfig,
     model: ModelConfig,
-    kept: Cells,
-    values: np.ndarray,
-    tokens: UInt8[np.ndarray, "cells genes"],
-    train: Bool[np.ndarray, " cells"],
-    row: Int[np.ndarray, " cells"],
     seed: int,
 ) -> Reference:
-    log1p = kept.select(np.flatnonzero(train)).log1p_cp10k()
-    perturbation = vocabulary.perturbation_ids(kept.perturbation)[train]
-    cell_type = vocabulary.cell_type_ids(kept.cell_type)[train]
+    """Everything the model starts from, from training cells; `row` is their row in the file."""
+    values = train.expression.toarray()
+    tokens = tokenizer.encode(values)
+    log1p = train.log1p_cp10k()
+    perturbation = vocabulary.perturbation_ids(train.perturbation)
+    cell_type = vocabulary.cell_type_ids(train.cell_type)
     share = model.global_share if model.output_prior else 1.0
     controls = control_statistics(
-        tokens[train],
+        tokens,
         log1p,
         cell_type=cell_type,
         is_control=perturbation == 0,
@@ -131,7 +143,7 @@ def _measure(
         num_bins=tokenizer.num_bins,
     )
     effects = measure_effects(
-        tokens[train],
+        tokens,
         log1p,
         cell_type=cell_type,
         perturbation=perturbation,
@@ -139,24 +151,35 @@ def _measure(
         basis=ordinal_basis(tokenizer.centers, model.ordinal_rank),
         num_perturbations=len(vocabulary.perturbations),
     )
-    level = tokenizer.expected(tokens[train])
+    level = tokenizer.expected(tokens)
     scales = measure_scales(
         np.log1p(level) if tokenizer.kind == "counts" else level,
-        kept.depth[train],
+        train.depth,
         num_factors=max(1, model.token_encoder),
         seed=seed,
     )
     chosen = _some_controls(perturbation, cell_type, config.control_cells_per_type, seed)
-    cells = np.flatnonzero(train)[chosen]
-    control_cells = ControlCells(cell_type[chosen], row[cells], kept.depth[cells], values[cells])
-    vectors = [
-        None if path is None else read_vectors(Path(path), names, zero=zero)
-        for path, names, zero in (
-            (config.cond_labels_pt_path, vocabulary.perturbations, vocabulary.control_name),
-            (config.celltype_labels_pt_path, vocabulary.cell_types, None),
-        )
-    ]
-    return Reference(vocabulary, tokenizer, controls, control_cells, effects, scales, *vectors)
+    control_cells = ControlCells(
+        cell_type[chosen], row[chosen], train.depth[chosen], values[chosen]
+    )
+    return Reference(
+        vocabulary,
+        tokenizer,
+        controls,
+        control_cells,
+        effects,
+        scales,
+        perturbation_vectors=_vectors(
+            config.cond_labels_pt_path, vocabulary.perturbations, zero=vocabulary.control_name
+        ),
+        cell_type_vectors=_vectors(config.celltype_labels_pt_path, vocabulary.cell_types),
+    )
+
+
+def _vectors(
+    path: str | None, names: Sequence[str], *, zero: str | None = None
+) -> Float[np.ndarray, "names given"] | None:
+    return None if path is None else read_vectors(Path(path), names, zero=zero)
 
 
 def _some_controls(

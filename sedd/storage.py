@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from sedd.errors import StorageError
 
 MANIFEST = "MANIFEST.json"
+HASHED = re.compile(r"-[0-9a-f]{8}$", re.IGNORECASE)
+"""How a folder name ends that `folder_names` made distinct."""
 
 
 @contextmanager
@@ -29,16 +33,16 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk refuses; what stood there before stays.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     folder = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         yield folder
         _write_manifest(folder)
         verify_folder(folder)
         _replace(folder, final)
-    except OSError as error:
-        raise StorageError(f"{final} could not be written: {error}. Is the disk full?") from error
+    except (OSError, SafetensorError) as error:
+        message = f"{final} could not be written: {error}. Is the disk full, or read-only?"
+        raise StorageError(message) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -46,12 +50,14 @@ def whole_folder(final: Path) -> Iterator[Path]:
 def verify_folder(folder: Path) -> None:
     """Raise StorageError unless every file of the manifest is there with its hash."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{folder} has no readable {MANIFEST}: it was not finished.") from error
-    for name, digest in manifest["sha256"].items():
+        digests = dict(json.loads((folder / MANIFEST).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{folder} has no readable {MANIFEST}: it was not finished, or was damaged."
+        raise StorageError(message) from error
+    for name, digest in digests.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise StorageError(f"{folder / name} is missing or was changed after it was written.")
+            message = f"{folder / name} is missing or was changed after it was written."
+            raise StorageError(message)
 
 
 def file_digest(path: Path) -> str:
@@ -85,7 +91,8 @@ def folder_names(labels: list[str]) -> dict[str, str]:
     """A safe, distinct folder name for each label.
 
     Letters, digits, dot, plus, dash and underscore stay, anything else becomes an underscore. A
-    name that was shortened, or that two labels would share on any file system, ends in a hash.
+    name that was shortened, that two labels would share on any file system, or that looks as if
+    it ended in a hash, ends in a hash.
     """
     plain = {label: re.sub(r"[^A-Za-z0-9_.+-]", "_", label).strip(".")[:80] for label in labels}
     taken: dict[str, int] = {}
@@ -93,7 +100,7 @@ def folder_names(labels: list[str]) -> dict[str, str]:
         taken[name.casefold()] = taken.get(name.casefold(), 0) + 1
     return {
         label: name
-        if name and taken[name.casefold()] == 1 and len(label) <= 80
+        if name and taken[name.casefold()] == 1 and len(label) <= 80 and not HASHED.search(name)
         else f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
         for label, name in plain.items()
     }
@@ -112,7 +119,11 @@ def _replace(folder: Path, final: Path) -> None:
     if final.exists():
         old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
         final.rename(old)
-        folder.rename(final)
+        try:
+            folder.rename(final)
+        except OSError:
+            old.rename(final)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(final)

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from sedd.diffusion.graph import AbsorbingGraph, stratified_mask_counts
 from sedd.diffusion.loss import nelbo_per_gene
+from sedd.errors import ConfigError
 from sedd.model.inputs import Batch, Contexts
 from sedd.model.transformer import Denoiser
 from sedd.training_config import TrainingConfig
@@ -95,13 +96,16 @@ def train(
 
     Yields:
         One report per step.
+
+    Raises:
+        ConfigError: Training diverged; `state` is as it was before the step that did.
     """
     workers = workers or Workers()
     device = state.denoiser.basis.device
     graph = AbsorbingGraph(state.denoiser.sizes.num_bins)
     model = workers.parallel(state.denoiser)
     contexts = contexts.to(device)
-    while state.step < max_steps:
+    while state.step < max_steps and not _out_of_patience(state, config):
         learning_rate = config.learning_rate * _schedule(state.step, max_steps, config.warmup_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
@@ -114,12 +118,11 @@ def train(
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(state.denoiser.parameters(), config.gradient_clip)
+        _require_finite(loss, grad_norm, state, config)
         state.optimizer.step()
         state.step += 1
         _update_average(state, config.ema_decay)
         yield _report(state, config, contexts, validation, loss, grad_norm, learning_rate)
-        if config.patience is not None and state.since_best >= config.patience:
-            return
 
 
 def held_out_nelbo(
@@ -188,6 +191,24 @@ def _noised(
     return Batch(noised, told).share(workers.rank, workers.world_size).tokens, share
 
 
+def _out_of_patience(state: TrainingState, config: TrainingConfig) -> bool:
+    return config.patience is not None and state.since_best >= config.patience
+
+
+def _require_finite(
+    loss: Tensor, grad_norm: Tensor, state: TrainingState, config: TrainingConfig
+) -> None:
+    if math.isfinite(float(loss.detach())) and math.isfinite(float(grad_norm)):
+        return
+    message = (
+        f"Training diverged at step {state.step + 1}: loss {float(loss.detach()):g}, gradient "
+        f"norm {float(grad_norm):g}. Lower training.learning_rate (now {config.learning_rate:g}) "
+        f"or training.gradient_clip (now {config.gradient_clip:g}), or set "
+        "training.precision=float32. Earlier checkpoints are kept; --resume auto goes on from the newest."
+    )
+    raise ConfigError(message)
+
+
 def _report(
     state: TrainingState,
     config: TrainingConfig,
@@ -240,8 +261,9 @@ def _schedule(step: int, max_steps: int, warmup_steps: int) -> float:
 @torch.no_grad()
 def _update_average(state: TrainingState, decay: float) -> None:
     decay = min(decay, (1 + state.step) / (10 + state.step))
-    averaged, current = list(state.average.parameters()), list(state.denoiser.parameters())
-    torch._foreach_lerp_(averaged, current, 1 - decay)
+    pairs = zip(state.average.parameters(), state.denoiser.parameters(), strict=True)
+    for averaged, current in pairs:
+        averaged.lerp_(current, 1 - decay)
 
 
 def _mix(*numbers: int) -> int:

@@ -48,18 +48,22 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
-        positive = ("batch_size", "num_epochs", "learning_rate", "gradient_clip",
-                    "validate_every", "validation_cells", "checkpoint_every")  # fmt: skip
+        problems = []
+        positive = ("batch_size", "num_epochs", "max_steps", "max_seconds", "learning_rate",
+                    "gradient_clip", "validate_every", "validation_cells", "patience",
+                    "checkpoint_every")  # fmt: skip
         for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}, wanted more than 0")
-        for name in ("max_steps", "max_seconds", "patience"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}, wanted more than 0")
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                problems.append(f"training.{name} is {getattr(self, name)}, wanted more than 0.")
+        for name in ("warmup_steps", "weight_decay", "tilt_learning_rate"):
+            if not getattr(self, name) >= 0:
+                problems.append(f"training.{name} is {getattr(self, name)}, wanted 0 or more.")
         for name in ("fully_masked", "balance", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"training.{name} is {getattr(self, name)}, wanted 0 to 1")
+                problems.append(f"training.{name} is {getattr(self, name)}, wanted 0 to 1.")
         if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(
-                f"training.precision is {self.precision!r}, wanted auto, float32 or bfloat16"
+            problems.append(
+                f"training.precision is {self.precision!r}, wanted auto, float32 or bfloat16."
             )
+        if problems:
+            raise ValueError("\n  ".join(problems))

@@ -43,9 +43,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
+        problems = []
         for name in ("num_genes", "exact_counts", "control_cells_per_type"):
             value = getattr(self, name)
             if value != "all" and value < 1:
-                raise ValueError(f"data.{name} is {value}, wanted at least 1")
-        if self.bin_ratio <= 1:
-            raise ValueError(f"data.bin_ratio is {self.bin_ratio}, wanted more than 1")
+                problems.append(f"data.{name} is {value}, wanted at least 1.")
+        if not self.bin_ratio > 1:
+            problems.append(f"data.bin_ratio is {self.bin_ratio}, wanted more than 1.")
+        if problems:
+            raise ValueError("\n  ".join(problems))

@@ -8,7 +8,7 @@ perturbed twin of a real one.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 
 from sedd.errors import DataError
 
@@ -105,9 +105,21 @@ def control_statistics(
         stds.append(cells.std(0))
         detections.append((cells > 0).mean(0))
         histograms.append(histogram(tokens[rows], num_bins))
-    per_type = [np.stack(values).astype(np.float32) for values in (means, stds, detections)]
-    if not all(missing):
-        present = ~np.asarray(missing)
-        for values in per_type:
-            values[~present] = values[present].mean(0)
-    return ControlStatistics(*per_type, np.stack(histograms), histogram(tokens, num_bins))
+    present = ~np.asarray(missing)
+    return ControlStatistics(
+        mean_log1p=_borrowed(means, present),
+        std_log1p=_borrowed(stds, present),
+        detection=_borrowed(detections, present),
+        histogram=np.stack(histograms),
+        global_histogram=histogram(tokens, num_bins),
+    )
+
+
+def _borrowed(
+    rows: list[np.ndarray], present: Bool[np.ndarray, " types"]
+) -> Float[np.ndarray, "types genes"]:
+    """One row per type; types that are not there get the mean of those that are."""
+    values = np.stack(rows).astype(np.float32)
+    if present.any():
+        values[~present] = values[present].mean(0)
+    return values

@@ -50,7 +50,7 @@ def measure_effects(
     num_perturbations: int,
 ) -> PerturbationEffects:
     """Fit tilt, transfer and reliability of every perturbation from training cells."""
-    num_types, num_genes, num_bins = log_prior.shape
+    _, num_genes, num_bins = log_prior.shape
     tilt = np.zeros((num_perturbations, num_genes, len(basis)), np.float32)
     transfer = np.zeros(num_perturbations, np.float32)
     reliability = np.ones(num_perturbations, np.float32)

@@ -189,8 +189,6 @@ def _native(source: MatrixSource, values: np.ndarray) -> np.ndarray:
             f"values as integers or floats{_elsewhere(source)}."
         )
         raise DataError(message)
-    if dtype.kind == "b":
-        return values.astype(np.uint8)
     if dtype.kind == "f":
         return values.astype(np.float32 if dtype.itemsize <= 4 else np.float64)
     return values.astype(dtype.newbyteorder("="))

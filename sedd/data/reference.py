@@ -71,9 +71,9 @@ class Reference:
         path = folder / "reference.safetensors"
         try:
             tensors = load_file(path)
-            kind = _metadata(path)["kind"]
+            kind = "log1p" if _metadata(path)["kind"] == "log1p" else "counts"
             text = (folder / "vocabulary.json").read_text(encoding="utf-8")
-        except Exception as error:  # noqa: BLE001  safetensors raises types of its own
+        except Exception as error:
             raise StorageError(f"{path} cannot be read: {error}.") from error
         return cls(
             vocabulary=Vocabulary.from_json(text),

@@ -45,7 +45,7 @@ class Simulation:
     truth: Truth
 
 
-def simulate(  # noqa: PLR0913  (the sizes of a world and two dials of its response)
+def simulate(
     *,
     seed: int = 0,
     num_cells: int = 4000,

@@ -51,6 +51,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError where kind and lists contradict each other."""
+        problems = []
         wanted = {
             "unseen_cell_type": "cell_types",
             "unseen_perturbation": "perturbations",
@@ -59,13 +60,15 @@ class SplitConfig:
         for kind, name in wanted.items():
             given = len(getattr(self, name)) > 0
             if (kind == self.kind) != given:
-                raise ConfigError(
-                    f"split.kind is {self.kind!r} and split.{name} is {getattr(self, name)!r}. "
-                    f"split.{name} belongs to split.kind={kind!r}: set both or neither."
+                problems.append(
+                    f"split.kind is {self.kind!r} and split.{name} is {getattr(self, name)!r}, "
+                    f"but split.{name} belongs to split.kind={kind!r}: set both or neither."
                 )
         for name in ("test_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"split.{name} is {getattr(self, name)}, wanted 0 <= x < 1.")
+                problems.append(f"split.{name} is {getattr(self, name)}, wanted 0 <= x < 1.")
+        if problems:
+            raise ConfigError("\n  ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Hash of every row's role."""
-        digest = hashlib.sha256(self.kind.encode())
+        """Hash of every row's role and of the held-out conditions."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.held_out]).encode())
         for rows in (self.train, self.validation, self.test):
             digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes() + b"|")
         return digest.hexdigest()
@@ -156,8 +159,10 @@ def make_split(
     )
     return Split(
         config.kind,
-        *(np.flatnonzero(role) for role in (train, validation, test)),
-        tuple(conditions),
+        train=np.flatnonzero(train),
+        validation=np.flatnonzero(validation),
+        test=np.flatnonzero(test),
+        held_out=tuple(conditions),
     )
 
 

@@ -74,7 +74,7 @@ class Survey:
         return json.dumps(asdict(self), indent=2)
 
 
-def survey(  # noqa: PLR0913  (the arguments of read_cells)
+def survey(
     path: str | Path,
     *,
     perturbation_col: str,

@@ -3,14 +3,14 @@
 A token is a bin: small counts each have their own, larger ones share bins whose width grows
 geometrically. Zero is always its own bin. MASK is not a bin: it is the number after the last.
 Decoding gives every bin its mean among the training cells, gene by gene where a gene shows the
-bin often enough, so that encoding and decoding keep the mean of each gene.
+bin often enough, and scales each gene's wide bins so that encoding and decoding keep its mean.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Float, Integer, Num, UInt8
 
 from sedd.errors import DataError
 
@@ -79,14 +79,18 @@ class Tokenizer:
             table = np.searchsorted(self.edges, np.arange(int(self.edges[-1]) + 1), side="right")
             clipped = np.minimum(values, int(self.edges[-1])).astype(np.int64)
             return (table - 1).astype(np.uint8)[clipped]
-        return (np.searchsorted(self.edges, values, side="right") - 1).clip(0).astype(np.uint8)
+        found = np.searchsorted(self.edges, values, side="right") - 1
+        # A value below any that was fitted is still not zero.
+        return np.clip(found, values > 0, self.num_bins - 1).astype(np.uint8)
 
-    def expected(self, tokens: Int[np.ndarray, "cells genes"]) -> Float[np.ndarray, "cells genes"]:
+    def expected(
+        self, tokens: Integer[np.ndarray, "cells genes"]
+    ) -> Float[np.ndarray, "cells genes"]:
         """Mean value of each token's bin, in the space of `kind`."""
         return self.means[np.arange(self.means.shape[0]), tokens]
 
     def decode(
-        self, tokens: Int[np.ndarray, "cells genes"], rng: np.random.Generator
+        self, tokens: Integer[np.ndarray, "cells genes"], rng: np.random.Generator
     ) -> Num[np.ndarray, "cells genes"]:
         """Values for tokens: whole counts whose mean is the bin's (int32), or log1p (float32).
 
@@ -130,4 +134,8 @@ def _bin_means(
     count, total = count.reshape(num_genes, num_bins), total.reshape(num_genes, num_bins)
     pooled = np.where(count.sum(0) > 0, total.sum(0) / count.sum(0).clip(1), edges)
     own = total / count.clip(1)
-    return np.where(count >= ENOUGH, own, pooled).astype(np.float32)
+    means = np.where(count >= ENOUGH, own, pooled)
+    wide = pooled > edges  # a bin of a single value needs no correction
+    wanted, decoded = (total * wide).sum(1), (count * means * wide).sum(1)
+    scale = np.divide(wanted, decoded, out=np.ones(num_genes), where=decoded > 0)
+    return np.where(wide, means * scale[:, None], means).astype(np.float32)

@@ -68,8 +68,9 @@ def unknown_names_message(unknown: Sequence[str], known: Sequence[str], what: st
     """One sentence that names the unknown labels, their nearest neighbours and the valid ones."""
     hints = []
     for name in unknown[:3]:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        near += [k for k in known if k.casefold() == name.casefold() and k not in near]
+        near = [k for k in known if k.casefold() == name.casefold()]
+        near += [k for k in difflib.get_close_matches(name, known, cutoff=0.5) if k not in near]
+        near = near[:2]
         hints.append(
             f"{name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else "")
         )

@@ -7,7 +7,7 @@ Randomness comes from the generator that is handed in, and from nowhere else.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from sedd.diffusion.graph import AbsorbingGraph
 from sedd.diffusion.noise import LogLinearNoise
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """Logits over the bins of `genes`, given the visible tokens of a batch of cells."""
 
@@ -84,9 +85,9 @@ def sample_counterfactual(
         value = control.gather(1, genes)
         before = _probabilities(denoise_control(seen, genes), temperature)
         after = _probabilities(denoise_perturbed(twin, genes), temperature)
-        quantile = _quantile_within(before, value, _uniform(genes.shape, generator))
+        moved = _same_quantile(before, after, value, _uniform(genes.shape, generator))
         seen = seen.scatter(1, genes, value)
-        twin = twin.scatter(1, genes, inverse_cdf(after, quantile))
+        twin = twin.scatter(1, genes, moved)
     return twin
 
 
@@ -130,7 +131,7 @@ def tweedie(noise: LogLinearNoise) -> RevealRate:
     """The exact posterior step: (exp(-sigma(s)) - exp(-sigma(t))) / (1 - exp(-sigma(t)))."""
 
     def reveal(now: float, then: float) -> float:
-        kept_then, kept_now = (-noise.total(torch.tensor([then, now]).double())).exp()
+        kept_then, kept_now = (-noise.total(torch.tensor([then, now], dtype=torch.float64))).exp()
         return float((kept_then - kept_now) / (1 - kept_now))
 
     return reveal
@@ -147,6 +148,27 @@ def inverse_cdf(
     target = uniform.double().unsqueeze(-1) * cumulative[..., -1:]
     last_possible = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
     return torch.minimum((cumulative <= target).sum(-1), last_possible)
+
+
+def _same_quantile(
+    before: Float[Tensor, "*shape bins"],
+    after: Float[Tensor, "*shape bins"],
+    value: Int[Tensor, "*shape"],
+    uniform: Float[Tensor, "*shape"],
+) -> Int[Tensor, "*shape"]:
+    """The bin of `after` at a quantile drawn from the mass that `before` gives to `value`.
+
+    Quantiles are measured from the nearer end: 1 - 1e-17 is 1, and a bin that far out in the
+    upper tail would lead to the last bin of all. Where the laws are equal the bin stays.
+    """
+    last_bin = before.shape[-1] - 1
+    cumulative = before.cumsum(-1)
+    high = cumulative.gather(-1, value[..., None]) > cumulative[..., -1:] / 2
+    before_turned, after_turned = (torch.where(high, p.flip(-1), p) for p in (before, after))
+    turned = torch.where(high[..., 0], last_bin - value, value)
+    moved = inverse_cdf(after_turned, _quantile_within(before_turned, turned, uniform))
+    moved = torch.where(high[..., 0], last_bin - moved, moved)
+    return torch.where((before == after).all(-1), value, moved)
 
 
 def _quantile_within(

@@ -44,17 +44,22 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
+        problems = []
         for name in ("hidden_dim", "num_layers", "num_heads", "genes_per_token", "ordinal_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"model.{name} is {value}, wanted a number of at least 1")
+                problems.append(f"model.{name} is {value}, wanted a number of at least 1.")
+        if self.token_encoder < 0:
+            problems.append(f"model.token_encoder is {self.token_encoder}, wanted 0 or more.")
         for name in ("dropout", "global_share", "cell_type_label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}, wanted 0 to 1")
-        if self.width % self.heads:
-            raise ValueError(
-                f"model.hidden_dim {self.width} is not a multiple of model.num_heads {self.heads}"
+                problems.append(f"model.{name} is {getattr(self, name)}, wanted 0 to 1.")
+        if not problems and self.width % self.heads:
+            problems.append(
+                f"model.hidden_dim {self.width} is not a multiple of model.num_heads {self.heads}."
             )
+        if problems:
+            raise ValueError("\n  ".join(problems))
 
     @property
     def width(self) -> int:

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sedd.model.embeddings import LabelEmbedding, ScalarEmbedding
 from sedd.model.config import ModelConfig
+from sedd.model.embeddings import LabelEmbedding, ScalarEmbedding
 from sedd.model.inputs import Condition, Contexts, Initial, Sizes
 
 TOKEN_FEATURES = 5
@@ -202,7 +202,7 @@ def modulate(
     scale: Float[Tensor, "batch dim"],
     offset: Float[Tensor, "batch dim"],
 ) -> Float[Tensor, "batch groups dim"]:
-    """normed * (1 + scale) + offset, one scale and offset per cell."""
+    """Normed * (1 + scale) + offset, one scale and offset per cell."""
     return torch.addcmul(offset[:, None], normed, 1 + scale[:, None])
 
 

@@ -1,0 +1,157 @@
+"""The truth of a held-out condition, and what each prediction of it is worth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sedd.checkpoint import Trained
+    from sedd.data.cells import Cells
+    from sedd.data.splits import Split
+    from sedd.evaluation.baselines import Prediction, TrainingCells
+    from sedd.evaluation.report import ConditionResult, ReportFigure
+
+NELBO_CELLS = 300
+NELBO_DRAWS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Real cells over the model's genes, with what each of them may be used for."""
+
+    cells: "Cells"
+    log1p: np.ndarray
+    split: "Split"
+    training: "TrainingCells"
+
+    def held_out(self, cell_type: str, perturbation: str) -> np.ndarray:
+        """Rows of the held-out cells of a condition."""
+        test = self.split.test
+        chosen = self.cells.cell_type[test] == cell_type
+        return test[chosen & (self.cells.perturbation[test] == perturbation)]
+
+    def controls(self, cell_type: str) -> np.ndarray:
+        """log1p expression of the type's control cells; none of them is ever held out."""
+        return self.training.log1p[self.training.rows(cell_type, self.training.control_name)]
+
+
+def read_truth(cells: "Cells", split: "Split", trained: "Trained", control_name: str) -> Truth:
+    """Real cells over the model's genes; the baselines may learn from those not held out."""
+    from sedd.evaluation.baselines import TokenCells, TrainingCells
+
+    cells = cells.select(None, trained.reference.vocabulary.genes)
+    log1p = cells.log1p_cp10k()
+    known = np.sort(np.concatenate([split.train, split.validation]))
+    tokenizer = trained.reference.tokenizer
+    depth = cells.depth[known].astype(np.float32)
+
+    def decode(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        values = tokenizer.decode(tokens, np.random.default_rng(0)).astype(np.float32)
+        if tokenizer.kind == "log1p":
+            return values
+        return np.log1p(values / depth[rows][:, None] * 1e4)
+
+    tokens = tokenizer.encode(cells.select(known).expression.toarray())
+    training = TrainingCells(
+        log1p=log1p[known],
+        cell_type=cells.cell_type[known],
+        perturbation=cells.perturbation[known],
+        control_name=control_name,
+        tokenized=TokenCells(tokens, tokenizer.num_bins, decode),
+    )
+    return Truth(cells, log1p, split, training)
+
+
+def score_condition(
+    truth: Truth,
+    trained: "Trained",
+    condition: tuple[str, str],
+    predictions: Mapping[str, "Prediction"],
+) -> "ConditionResult":
+    """Model modes, baselines, ceiling and NELBO of one held-out condition."""
+    from sedd.evaluation.baselines import baseline_predictions
+    from sedd.evaluation.metrics import limits, score
+    from sedd.evaluation.report import ConditionResult
+
+    rows = truth.held_out(*condition)
+    real, control = truth.log1p[rows], truth.controls(condition[0])
+    others = baseline_predictions(truth.training, *condition, real_log1p=real)
+    everything = (*predictions.values(), *others)
+    return ConditionResult(
+        cell_type=condition[0],
+        perturbation=condition[1],
+        num_real=len(real),
+        num_control=len(control),
+        num_generated=len(next(iter(predictions.values())).cells_log1p),
+        scores={prediction.name: score(prediction, real, control) for prediction in everything},
+        limits=limits(real, control),
+        nelbo=_nelbo(truth, trained, rows, next(iter(predictions))),
+    )
+
+
+def _nelbo(truth: Truth, trained: "Trained", rows: np.ndarray, mode: str) -> dict[str, float]:
+    """Nats per gene of the held-out cells, under the model and under the control histogram."""
+    from sedd.building import labelled_batch
+    from sedd.evaluation.baselines import CONTROL_HISTOGRAM
+    from sedd.training import held_out_nelbo
+
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:NELBO_CELLS])
+    cells = truth.cells.select(rows)
+    batch = labelled_batch(trained.reference, cells)
+    nelbo = held_out_nelbo(trained.denoiser, batch, trained.contexts, num_draws=NELBO_DRAWS)
+    prior = trained.reference.controls.log_prior(global_share=0.0)
+    law = prior[batch.condition.cell_type.numpy()[0]]
+    tokens = batch.tokens.numpy()
+    independent = -law[np.arange(law.shape[0]), tokens].mean()
+    return {mode: float(nelbo.mean()), CONTROL_HISTOGRAM: float(independent)}
+
+
+def draw_figures(
+    truth: Truth,
+    results: Sequence["ConditionResult"],
+    predictions: Mapping[tuple[str, str], Mapping[str, "Prediction"]],
+    mode: str,
+    *,
+    most: int = 4,
+) -> list["ReportFigure"]:
+    """Energy distances of all conditions; shifts and cells of the first few."""
+    from sedd.evaluation.plots import cells_figure, energy_figure, shift_figure
+    from sedd.evaluation.report import ReportFigure, order_methods
+
+    methods = order_methods(name for result in results for name in result.scores)
+    values = {
+        name: [r.scores[name].energy_distance for r in results if name in r.scores]
+        for name in methods
+    }
+    floors = [r.limits.control_floor for r in results if r.limits is not None]
+    floor = float(np.mean(floors)) if floors else None
+    caption = "How far the predicted population is from the real one; shorter is better."
+    figures = [ReportFigure("Energy distance", caption, energy_figure(values, control_floor=floor))]
+    for condition, modes in list(predictions.items())[:most]:
+        real = truth.log1p[truth.held_out(*condition)]
+        control = truth.controls(condition[0])
+        title = f"{condition[0]} × {condition[1]}"
+        name = mode if mode in modes else next(iter(modes))
+        figures.append(
+            ReportFigure(
+                f"{title}: shift of each gene",
+                "Mean change from control cells, predicted against real; the line is equality.",
+                shift_figure(
+                    modes[name].mean_log1p,
+                    real.mean(0, dtype=np.float64),
+                    control.mean(0, dtype=np.float64),
+                    truth.cells.genes,
+                    method=name,
+                ),
+            )
+        )
+        figures.append(
+            ReportFigure(
+                f"{title}: the cells",
+                "Real perturbed, control and generated cells on two principal components.",
+                cells_figure(real, control, {n: p.cells_log1p for n, p in modes.items()}),
+            )
+        )
+    return figures
