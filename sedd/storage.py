@@ -12,7 +12,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -73,9 +73,9 @@ def folder_digest(folder: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -84,7 +84,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def folder_names(labels: list[str]) -> dict[str, str]:

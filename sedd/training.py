@@ -10,7 +10,7 @@ noise of a cell depends on its place in the global batch, not on how many worker
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ from sedd.model.transformer import Denoiser
 from sedd.training_config import TrainingConfig
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches by position: `batches(step)` is always the same global batch."""
 
@@ -64,6 +65,11 @@ class Workers:
     rank: int = 0
     world_size: int = 1
     parallel: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
+
+    def share(self, num_cells: int) -> slice:
+        """This worker's cells of a batch: equal contiguous shares."""
+        first, end = (number * num_cells // self.world_size for number in (self.rank, self.rank + 1))
+        return slice(first, end)
 
 
 def start(denoiser: Denoiser, average: Denoiser, config: TrainingConfig) -> TrainingState:
@@ -187,8 +193,8 @@ def _noised(
     hidden = torch.rand(num_cells, generator=generator, device=device)
     hidden = hidden < state.denoiser.config.cell_type_label_dropout
     told = batch.condition.with_hidden_labels(hidden, state.denoiser.sizes.num_cell_types)
-    share = Batch(batch.tokens, told).share(workers.rank, workers.world_size)
-    return Batch(noised, told).share(workers.rank, workers.world_size).tokens, share
+    rows = workers.share(num_cells)
+    return noised[rows], Batch(batch.tokens[rows], told.select(rows))
 
 
 def _out_of_patience(state: TrainingState, config: TrainingConfig) -> bool:

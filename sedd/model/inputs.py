@@ -109,11 +109,6 @@ class Batch:
         """Number of cells."""
         return len(self.tokens)
 
-    def share(self, rank: int, world_size: int) -> "Batch":
-        """The cells of one worker: equal contiguous shares."""
-        rows = slice(rank * len(self) // world_size, (rank + 1) * len(self) // world_size)
-        return Batch(self.tokens[rows], self.condition.select(rows))
-
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
         return Batch(self.tokens.to(device), self.condition.to(device))
