@@ -193,7 +193,6 @@ def entry(main: Callable[[Sequence[str]], int | None]) -> Entry:
             warn("interrupted.")
             return 128 + signal.SIGINT
         except BrokenPipeError:
-            _silence_stdout()
             return BROKEN_PIPE
         except Exception as error:
             mendable = find_mendable(error)
@@ -253,8 +252,3 @@ def _listed(items: list[str]) -> list[str]:
 def _describe(error: OSError) -> str:
     files = [str(name) for name in (error.filename, error.filename2) if name]
     return f"{error.strerror}: {' -> '.join(files)}." if files else f"{error.strerror}."
-
-
-def _silence_stdout() -> None:
-    """Keep Python from complaining about the closed pipe once more while it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -89,8 +89,10 @@ def choose_genes(cells: Cells, split: Split, config: DataConfig) -> list[str]:
 
     data = anndata.AnnData(sparse.csr_matrix(_sparse_log1p_cp10k(cells.select(split.train))))
     scanpy.pp.highly_variable_genes(data, n_top_genes=config.num_genes)
-    chosen = np.flatnonzero(data.var["highly_variable"].to_numpy())
-    return [cells.genes[index] for index in chosen]
+    # Ranked here, because scanpy takes every gene that ties with the last one.
+    dispersion = data.var["dispersions_norm"].fillna(-np.inf).to_numpy()
+    chosen = np.argsort(-dispersion, kind="stable")[: config.num_genes]
+    return [cells.genes[index] for index in np.sort(chosen)]
 
 
 def _sparse_log1p_cp10k(cells: Cells) -> sparse.csr_array:

@@ -224,7 +224,10 @@ def test_an_unknown_key_is_named_whole_with_the_place_it_belongs_to(setting, nea
         (["training.warmup_steps=-1"], "training.warmup_steps is -1, wanted 0 or more"),
         (["inference.sampler=euler"], "set inference.mode=population to use it"),
         (["inference.mode=magic"], "inference.mode: Input should be 'counterfactual' or 'pop"),
-        (["scaling.num_workers=0", "scaling.num_actors=0"], "num_workers is 0.*\n.*num_actors is 0"),
+        (
+            ["scaling.num_workers=0", "scaling.num_actors=0"],
+            "num_workers is 0.*\n.*num_actors is 0",
+        ),
         (["data.num_genes=some"], "data.num_genes: Input should be a valid integer"),
         (["data.num_genes=0", "data.bin_ratio=1"], "num_genes is 0.*\n.*bin_ratio is 1.0"),
         (["split.cell_types=[B cell]"], "split.cell_types belongs to split.kind='unseen_cell"),
@@ -286,7 +289,9 @@ def test_a_file_that_is_not_plain_data_is_refused(file, text, wanted):
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_grows(file):
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)
+    )
 
     assert "aliases" in message(file=file(bomb))
 
@@ -350,7 +355,9 @@ def test_paths_become_absolute_and_everything_else_stays(tmp_path):
     assert moved.checkpoints == tmp_path / "e" / "checkpoints"
     assert moved.with_absolute_paths(Path("/elsewhere")) == moved
     assert moved.training == config.training
-    resumed = resolve(flags={"resume": "e/step", "checkpoint_dir": "c"}).with_absolute_paths(tmp_path)
+    resumed = resolve(flags={"resume": "e/step", "checkpoint_dir": "c"}).with_absolute_paths(
+        tmp_path
+    )
     assert (resumed.resume, resumed.checkpoints) == (str(tmp_path / "e/step"), tmp_path / "c")
 
 

@@ -14,6 +14,7 @@ from sedd.data.shards import Shards, fingerprint
 from sedd.data.splits import Split, SplitConfig, make_split
 from sedd.errors import DataError, UsageError
 from sedd.model.config import ModelConfig
+from sedd.model.embeddings import ordinal_basis
 from sedd.preparation import choose_genes, prepare, shard_settings
 from tests.tiny_training import TINY_MODEL, tiny_shards, without_b_cells
 from tests.worlds import a_cell_type_without_controls, cells_of, tiny_cells
@@ -47,7 +48,7 @@ def test_a_watermark_on_held_out_cells_reaches_nothing_that_training_reads(tmp_p
     # In the held-out cells alone: one gene far above all bins, others reshuffled, other depths.
     counts = cells.expression.toarray()
     counts[split.test] = rng.permuted(counts[split.test], axis=1)
-    counts[split.test, 39] = rng.integers(0, 100_000, len(split.test))
+    counts[split.test, 10] = rng.integers(0, 100_000, len(split.test))
     marked = cells_of(counts, cell_type=cells.cell_type, perturbation=cells.perturbation)
     assert marked.source.digest != cells.source.digest
 
@@ -61,12 +62,12 @@ def test_the_same_watermark_on_training_cells_reaches_genes_bins_and_effects(tmp
     cells = tiny_cells()
     split, config = without_b_cells(cells), DataConfig(num_genes=12)
     rows = split.train[cells.perturbation[split.train] == "raise"]
-    marked = with_counts(cells, rows, 39, 50_000)
+    marked = with_counts(cells, rows, 10, 50_000)
 
     before, after = (prepare(c, split, config, TINY_MODEL).reference for c in (cells, marked))
 
-    assert "GENE039" in after.vocabulary.genes
-    assert "GENE039" not in before.vocabulary.genes
+    assert "GENE010" in after.vocabulary.genes
+    assert "GENE010" not in before.vocabulary.genes
     assert after.tokenizer.num_bins > before.tokenizer.num_bins
 
 
@@ -85,7 +86,9 @@ def test_validation_cells_are_tokenised_but_nothing_is_measured_on_them(tmp_path
     after.reference.save(tmp_path / "b")
     for name in ("vocabulary.json", "reference.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    np.testing.assert_array_equal(before.tokens[~before.validation], after.tokens[~after.validation])
+    np.testing.assert_array_equal(
+        before.tokens[~before.validation], after.tokens[~after.validation]
+    )
     assert (before.tokens[before.validation] != after.tokens[after.validation]).any()
 
 
@@ -154,46 +157,65 @@ def test_the_effects_are_believed_and_point_the_way_the_world_was_made():
     reference = tiny_shards().reference
     vocabulary, effects = reference.vocabulary, reference.effects
     levels = reference.tokenizer.centers
+    basis = ordinal_basis(levels, TINY_MODEL.ordinal_rank)
+    prior = reference.controls.log_prior(global_share=0.1)[0]
+
+    shifts = []
+    for name in ("raise", "lower"):
+        law = np.exp(prior + effects.tilt[vocabulary.perturbations.index(name)] @ basis)
+        law = law / law.sum(-1, keepdims=True)
+        shifts.append((law - np.exp(prior)) @ levels)
 
     assert (effects.reliability[1:] > 0.9).all()
-    assert (effects.transfer[1:] > 0.8).all()
-    prior = reference.controls.log_prior(global_share=0.1)
-    for name, changed, sign in (("raise", range(10), 1), ("lower", range(10, 20), -1)):
-        number = vocabulary.perturbations.index(name)
-        shift = np.zeros(40)
-        for gene in range(40):
-            from sedd.model.embeddings import ordinal_basis
-
-            basis = ordinal_basis(levels, TINY_MODEL.ordinal_rank)
-            tilted = np.exp(prior[0, gene] + effects.tilt[number, gene] @ basis)
-            shift[gene] = (tilted / tilted.sum() - np.exp(prior[0, gene])) @ levels
-        # B cells were held out: 1 becomes 6, or 6 becomes 1; other genes stay within noise.
-        assert (sign * shift[list(changed)] > 2).all()
-        others = np.delete(shift, list(changed))
-        assert np.abs(others).max() < 1.5
+    assert (effects.transfer[1:] > 0.3).all()
+    # The perturbed B cells were held out. In the other types mean 1 becomes 6, and 6 becomes 1;
+    # the type's own markers (20 to 25) were never seen high under a perturbation.
+    raised, lowered = shifts
+    assert (raised[:10] > 1.5).all()
+    assert (lowered[10:20] < -1.5).all()
+    assert (
+        np.abs(np.concatenate([raised[10:20], raised[26:], lowered[:10], lowered[26:]])).max() < 1
+    )
 
 
 # Genes.
 
 
 def test_the_most_variable_genes_are_those_that_differ_between_cells():
+    rng = np.random.default_rng(0)
+    mean = np.exp(rng.uniform(-0.5, 2, 400))
+    switched = rng.permutation(400)[:25]
+    factor = np.ones((300, 400))
+    factor[:, switched] = rng.choice([0.1, 1.9], (300, 25))
+    labels = np.array(["control", "drug"] * 150, dtype=object)
+    cells = cells_of(
+        rng.poisson(mean * factor), cell_type=np.full(300, "T", object), perturbation=labels
+    )
+
+    genes = choose_genes(cells, nothing_held_out(cells), DataConfig(num_genes=25))
+
+    assert genes == sorted(genes)
+    # Of 25 genes that are on or off, at most one of the faintest may be missed.
+    assert len(set(genes) & {cells.genes[index] for index in switched}) >= 24
+
+
+@pytest.mark.parametrize("num_genes", [1, 5, 12, 39])
+def test_as_many_genes_are_chosen_as_were_asked_for_though_some_vary_alike(num_genes):
     cells = tiny_cells()
 
-    genes = choose_genes(cells, without_b_cells(cells), DataConfig(num_genes=20))
+    genes = choose_genes(cells, without_b_cells(cells), DataConfig(num_genes=num_genes))
 
-    assert len(genes) == 20
-    assert genes == sorted(genes)
-    assert not {"GENE038", "GENE039"} & set(genes)
+    assert len(set(genes)) == len(genes) == num_genes
 
 
 def test_genes_are_chosen_on_training_cells_alone():
     cells = tiny_cells()
     split = without_b_cells(cells)
     config = DataConfig(num_genes=12)
-    marked = with_counts(cells, split.test[::2], 39, 10_000)
+    marked = with_counts(cells, split.test[::2], 10, 10_000)
 
     assert choose_genes(marked, split, config) == choose_genes(cells, split, config)
-    assert "GENE039" in choose_genes(marked, nothing_held_out(cells), config)
+    assert "GENE010" in choose_genes(marked, nothing_held_out(cells), config)
 
 
 @pytest.mark.parametrize("num_genes", ["all", 40, 2000])
@@ -331,5 +353,7 @@ def test_what_does_not_change_the_shards_does_not_change_their_name(tmp_path):
     copy.write_text("GENE001\n")
 
     assert name_of(DataConfig(train_data_path="elsewhere")) == name_of(DataConfig())
-    assert name_of(DataConfig(), ModelConfig(token_encoder=4, size="large")) == name_of(DataConfig())
+    assert name_of(DataConfig(), ModelConfig(token_encoder=4, size="large")) == name_of(
+        DataConfig()
+    )
     assert name_of(DataConfig(gene_list=str(first))) == name_of(DataConfig(gene_list=str(copy)))

@@ -233,7 +233,9 @@ def assert_distinct_and_safe(labels: list[str]) -> None:
     for name in names.values():
         assert name.strip(".") != ""
         assert len(name.encode()) <= 100
-        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")
+        assert set(name) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-"
+        )
 
 
 def test_hostile_labels_get_distinct_names_inside_the_folder():

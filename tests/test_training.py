@@ -53,7 +53,9 @@ def recorded(run, rank=0, world_size=1, num_steps=3) -> list:
 
 
 def test_a_model_that_knows_nothing_learns_the_effects():
-    run = tiny_run(NOTHING_KNOWN, max_steps=60, learning_rate=2e-2, validate_every=60, batch_size=32)
+    run = tiny_run(
+        NOTHING_KNOWN, max_steps=60, learning_rate=2e-2, validate_every=60, batch_size=32
+    )
     before = held_out_nelbo(run.state.average, run.validation, run.contexts).mean()
 
     reports = run.steps()
@@ -149,7 +151,9 @@ def test_the_mean_gradient_of_two_workers_is_that_of_the_whole_batch():
 
 
 def test_a_tenth_of_the_cells_show_nothing_at_all():
-    run = tiny_run(fully_masked=0.1, batch_size=200, max_steps=8, learning_rate=1e-12, validate_every=1000)
+    run = tiny_run(
+        fully_masked=0.1, batch_size=200, max_steps=8, learning_rate=1e-12, validate_every=1000
+    )
 
     asked = recorded(run, num_steps=8)
 

@@ -43,7 +43,7 @@ class Reference:
     effects: PerturbationEffects
     scales: Scales
     perturbation_vectors: Float[np.ndarray, "perturbations given"] | None = None
-    cell_type_vectors: Float[np.ndarray, "types given"] | None = None
+    cell_type_vectors: Float[np.ndarray, "types given_for_types"] | None = None
 
     def save(self, folder: Path) -> None:
         """Write `vocabulary.json` and `reference.safetensors` into `folder`."""

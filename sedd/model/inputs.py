@@ -43,7 +43,7 @@ class Initial:
     depth_mean: float
     depth_std: float
     perturbation_vectors: Float[Tensor, "perturbations given"] | None = None
-    cell_type_vectors: Float[Tensor, "types given"] | None = None
+    cell_type_vectors: Float[Tensor, "types given_for_types"] | None = None
 
 
 @dataclass(frozen=True)

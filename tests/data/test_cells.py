@@ -345,6 +345,17 @@ def test_a_failed_write_leaves_the_older_file_whole(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
+def test_a_reader_of_the_older_file_is_not_disturbed_by_a_write(tmp_path):
+    cells = small_cells(tmp_path)
+    before = (tmp_path / "cells.h5ad").read_bytes()
+
+    with (tmp_path / "cells.h5ad").open("rb") as older:
+        write_h5ad(cells, tmp_path / "cells.h5ad")
+
+        assert older.read() == before
+    assert (tmp_path / "cells.h5ad").read_bytes() != before
+
+
 def test_writing_into_a_missing_folder_says_so(tmp_path):
     with pytest.raises(StorageError, match=r"Check that the folder exists"):
         write_h5ad(small_cells(tmp_path), tmp_path / "nowhere" / "cells.h5ad")

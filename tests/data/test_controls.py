@@ -29,9 +29,7 @@ def random_statistics(seed: int = 0) -> ControlStatistics:
 
 
 def test_statistics_are_those_of_the_control_cells_of_the_type_alone():
-    found = statistics(
-        [[0, 1], [2, 1], [3, 3], [3, 0]], [0, 0, 0, 1], [True, True, False, True]
-    )
+    found = statistics([[0, 1], [2, 1], [3, 3], [3, 0]], [0, 0, 0, 1], [True, True, False, True])
 
     np.testing.assert_array_equal(found.mean_log1p, [[1, 1], [3, 0]])
     np.testing.assert_array_equal(found.std_log1p, [[1, 0], [0, 0]])
@@ -83,9 +81,7 @@ def test_a_share_of_one_leaves_nothing_of_the_type():
 
 
 def test_a_type_without_controls_borrows_the_mean_of_the_others_and_the_global_histogram():
-    found = statistics(
-        [[0, 1], [2, 3], [3, 3]], [0, 1, 2], [True, True, False], num_types=3
-    )
+    found = statistics([[0, 1], [2, 3], [3, 3]], [0, 1, 2], [True, True, False], num_types=3)
 
     for name in ("mean_log1p", "std_log1p", "detection"):
         values = getattr(found, name)

@@ -99,6 +99,7 @@ def test_a_second_fetch_needs_no_network(server, tmp_path):
     known_hash = server.known_hash
 
     first = fetch_kang_2018(tmp_path / "cache", url=server.url, known_hash=known_hash)
+    (tmp_path / "cache" / "kang_2018.h5ad").unlink()
     second = fetch_kang_2018(tmp_path / "cache", url=server.url, known_hash=known_hash)
 
     assert first == second

@@ -119,11 +119,11 @@ def test_the_mean_of_many_cells_is_the_true_mean(truth, cell_type, perturbation)
     rates = np.diag(truth.relative_covariance(cell_type, perturbation))
     variance = mean + mean**2 * ((1 + size_variance) * (1 + rates) - 1)
     z = (cells.expression.mean(axis=0) - mean) / np.sqrt(variance / num_cells)
-    # The genes share sizes and programs, so z are not independent: their mean wanders by about one
-    # standard error, their spread stays near 1. 600 normal z stay below 4.5 in 99.6 % of cases.
-    assert np.abs(z).max() < 4.5
-    assert abs(np.median(z)) < 2.5
-    assert 0.6 < z.std() < 1.4
+    # Lognormal programs have skewed tails and genes share sizes and programs: over 60 other seeds
+    # the largest |z| was 5.0, the largest |median| 0.9 and the spread 0.86 to 1.11.
+    assert np.abs(z).max() < 6
+    assert abs(np.median(z)) < 1.5
+    assert 0.75 < z.std() < 1.25
 
 
 def test_variance_is_counting_noise_plus_dispersion_plus_programs(truth):

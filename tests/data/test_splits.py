@@ -72,7 +72,9 @@ def test_none_holds_out_nothing():
 
 
 @given(
-    kind=st.sampled_from(["random_cells", "unseen_cell_type", "unseen_pair", "unseen_perturbation"]),
+    kind=st.sampled_from(
+        ["random_cells", "unseen_cell_type", "unseen_pair", "unseen_perturbation"]
+    ),
     validation=st.floats(0, 0.5),
     seed=st.integers(0, 2**32 - 1),
     arms=st.lists(st.sampled_from([(t, p) for t in TYPES for p in ARMS]), min_size=30, max_size=60),

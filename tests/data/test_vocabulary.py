@@ -82,7 +82,9 @@ def test_hundreds_of_valid_names_are_not_all_listed():
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"genes": []}', '{"gene": ["A"]}', '{"genes": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", '{"genes": []}', '{"gene": ["A"]}', '{"genes": 3}']
+)
 def test_something_else_is_not_taken_for_a_vocabulary(text):
     with pytest.raises(DataError, match="not a vocabulary"):
         Vocabulary.from_json(text)

@@ -224,21 +224,25 @@ def test_a_bug_caused_by_a_file_error_stays_a_bug():
     assert find_mendable(bug) is None
 
 
-def test_a_reader_that_goes_away_is_no_error():
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_goes_away_is_no_error(lines):
     code = (
         "import sys\n"
         "from pipelines.command_line import entry\n"
         "@entry\n"
         "def main(argv):\n"
-        "    for line in range(100000):\n"
-        "        print('a long table', line)\n"
+        "    sys.stdin.readline()\n"
+        f"    for line in range({lines}):\n"
+        "        print('a table', line)\n"
         "sys.exit(main())\n"
     )
+    pipe = subprocess.PIPE
     verb = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
-    verb.stdout.readline()
     verb.stdout.close()
+    verb.stdin.write("the reader is gone\n")
+    verb.stdin.close()
 
     said = verb.stderr.read()
     verb.stderr.close()

@@ -20,17 +20,18 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_come_every_few_seconds_and_at_the_end():
     clock, stream = Clock(), io.StringIO()
-    shown = PlainProgress("train", 40, stream=stream, every_s=10, clock=clock)
+    shown = PlainProgress("train", 43, stream=stream, every_s=10, clock=clock)
 
-    for step in range(1, 41):
+    for step in range(1, 44):
         clock.now += 1
         shown.update(step, cells=step * 64, loss=1 / step)
 
     assert stream.getvalue().splitlines() == [
-        "train step 10/40  loss 0.1000  64 cells/s  0:30 left",
-        "train step 20/40  loss 0.0500  64 cells/s  0:20 left",
-        "train step 30/40  loss 0.0333  64 cells/s  0:10 left",
-        "train step 40/40  loss 0.0250  64 cells/s  0:00 left",
+        "train step 10/43  loss 0.1000  64 cells/s  0:33 left",
+        "train step 20/43  loss 0.0500  64 cells/s  0:23 left",
+        "train step 30/43  loss 0.0333  64 cells/s  0:13 left",
+        "train step 40/43  loss 0.0250  64 cells/s  0:03 left",
+        "train step 43/43  loss 0.0233  64 cells/s  0:00 left",
     ]
 
 
