@@ -68,8 +68,8 @@ class Workers:
 
     def share(self, num_cells: int) -> slice:
         """This worker's cells of a batch: equal contiguous shares."""
-        first, end = (number * num_cells // self.world_size for number in (self.rank, self.rank + 1))
-        return slice(first, end)
+        first, end = self.rank * num_cells, (self.rank + 1) * num_cells
+        return slice(first // self.world_size, end // self.world_size)
 
 
 def start(denoiser: Denoiser, average: Denoiser, config: TrainingConfig) -> TrainingState:
@@ -210,7 +210,8 @@ def _require_finite(
         f"Training diverged at step {state.step + 1}: loss {float(loss.detach()):g}, gradient "
         f"norm {float(grad_norm):g}. Lower training.learning_rate (now {config.learning_rate:g}) "
         f"or training.gradient_clip (now {config.gradient_clip:g}), or set "
-        "training.precision=float32. Earlier checkpoints are kept; --resume auto goes on from the newest."
+        "training.precision=float32. Earlier checkpoints are kept; --resume auto goes on from the "
+        "newest."
     )
     raise ConfigError(message)
 

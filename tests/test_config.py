@@ -81,10 +81,7 @@ EXAMPLES = {"num_genes": "all", "size": "medium", "use_gpu": "true", "mode": "po
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_every_flag_reaches_its_value_and_only_that(flag):
-    if flag.nargs is None:
-        given = EXAMPLES.get(flag.name, "3")
-    else:
-        given = ["T cell", "B cell"]
+    given = ["T cell", "B cell"] if flag.nargs else EXAMPLES.get(flag.name, "3")
 
     config = resolve(flags={flag.name: given})
 
@@ -243,7 +240,7 @@ def test_a_value_that_cannot_be_is_refused_with_what_was_wanted(settings, wanted
 
 
 def test_rules_hold_for_python_callers_too():
-    with pytest.raises(ValueError, match="not a multiple of model.num_heads 7"):
+    with pytest.raises(ValueError, match=r"not a multiple of model\.num_heads 7"):
         ModelConfig(num_heads=7)
 
 

@@ -31,6 +31,12 @@ def filled(final: Path, text: str = "first") -> Path:
     return final
 
 
+def half_written(final: Path, error: BaseException) -> None:
+    with whole_folder(final) as folder:
+        (folder / "cells.txt").write_text("second")
+        raise error
+
+
 def test_a_finished_folder_holds_its_files_and_nothing_else_is_left(tmp_path):
     final = filled(tmp_path / "deep" / "down" / "folder")
 
@@ -41,9 +47,8 @@ def test_a_finished_folder_holds_its_files_and_nothing_else_is_left(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), DataError("bad"), KeyboardInterrupt()])
 def test_an_error_inside_leaves_nothing_behind_and_is_passed_on(tmp_path, error):
-    with pytest.raises(type(error)), whole_folder(tmp_path / "folder") as folder:
-        (folder / "half.txt").write_text("half")
-        raise error
+    with pytest.raises(type(error)):
+        half_written(tmp_path / "folder", error)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -52,9 +57,8 @@ def test_an_error_inside_keeps_the_folder_that_stood_there(tmp_path):
     final = filled(tmp_path / "folder")
     before = folder_digest(final)
 
-    with pytest.raises(RuntimeError), whole_folder(final) as folder:
-        (folder / "cells.txt").write_text("second")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        half_written(final, RuntimeError("bug"))
 
     assert folder_digest(final) == before
     verify_folder(final)
@@ -82,7 +86,7 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(StorageError, match="folder could not be written: .*Input/output"):
+    with pytest.raises(StorageError, match=r"folder could not be written: .*Input/output"):
         filled(final, "second")
 
     assert (final / "cells.txt").read_text() == "first"
@@ -107,7 +111,7 @@ def test_a_folder_that_reads_back_wrong_never_takes_its_place(tmp_path, monkeypa
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(StorageError, match="could not be written: .*Not a directory"):
+    with pytest.raises(StorageError, match=r"could not be written: .*Not a directory"):
         filled(tmp_path / "file" / "folder")
     with pytest.raises(StorageError, match="could not be written"):
         write_text(tmp_path / "file" / "text", "new")
@@ -221,8 +225,9 @@ def test_a_text_is_replaced_in_one_step_or_not_at_all(tmp_path, monkeypatch):
 HOSTILE = [
     "T cell", "T_cell", "t cell", "", ".", "..", "...", "/", "/etc/passwd", "../x", "a/../../b",
     "-rf", "~", "$(reboot)", "a\0b", "line\nbreak", "CON", "x" * 300, "x" * 301, "x" * 80,
-    "αβ T cells", "γδ T cells", "naïve", "nai\u0308ve", "細胞", "🧬", "\u202etxt.exe", "dot.", "dot",
-    ".hidden", "CD4+", "CD4-", "CD14+ Monocytes", "B cell-0123abcd", " ", "  ", "\t", "a:b", "a\\b",
+    "αβ T cells", "γδ T cells", "naïve", "nai\u0308ve", "細胞", "🧬", "\u202etxt.exe", "dot.",
+    "dot", ".hidden", "CD4+", "CD4-", "CD14+ Monocytes", "B cell-0123abcd", " ", "  ", "\t", "a:b",
+    "a\\b",
 ]  # fmt: skip
 
 

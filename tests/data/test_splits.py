@@ -163,7 +163,7 @@ def test_a_split_of_other_data_is_refused(tmp_path):
     path = tmp_path / "split.json"
     split_of(kind="none").save(path, data_digest="abc")
 
-    with pytest.raises(DataError, match="made for other data .*Use the h5ad the experiment"):
+    with pytest.raises(DataError, match=r"made for other data .*Use the h5ad the experiment"):
         Split.load(path, data_digest="abd")
 
 
@@ -207,7 +207,7 @@ def test_a_label_that_does_not_occur_is_named_with_its_neighbours(asked, message
 
 
 def test_a_split_that_leaves_no_perturbed_cell_to_learn_from_is_refused():
-    with pytest.raises(DataError, match="leaves no perturbed cell to train on. Hold out fewer"):
+    with pytest.raises(DataError, match=r"leaves no perturbed cell to train on\. Hold out fewer"):
         split_of(kind="unseen_cell_type", cell_types=tuple(TYPES))
 
 
@@ -239,5 +239,5 @@ def test_a_kind_and_its_list_come_together_or_not_at_all(asked):
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_fraction_outside_zero_to_one_is_refused(fraction):
-    with pytest.raises(ConfigError, match="split.test_fraction"):
+    with pytest.raises(ConfigError, match=r"split\.test_fraction"):
         SplitConfig(kind="random_cells", test_fraction=fraction)

@@ -65,7 +65,7 @@ class Gadget:
 def test_code_in_a_pt_file_is_refused_and_never_run(tmp_path):
     path = saved(tmp_path, {"STAT1": Gadget(tmp_path / "executed")})
 
-    with pytest.raises(DataError, match="could not be read as tensors only .*safetensors"):
+    with pytest.raises(DataError, match=r"could not be read as tensors only .*safetensors"):
         read_vectors(path, ["STAT1"])
 
     assert not (tmp_path / "executed").exists()
