@@ -25,6 +25,10 @@ from sedd.inference import InferenceConfig
 from sedd.model.inputs import Condition
 
 
+NEARLY_CERTAIN = 0.99
+"""Effects more reliable than this are left alone: shrinking costs a third network evaluation."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """One indivisible piece of generation."""
@@ -126,8 +130,8 @@ def _sample(
         label=torch.from_numpy(controls.cell_type).to(device),
         log_depth=torch.from_numpy(np.log(controls.depth).astype(np.float32)).to(device),
     )
-    reliability = trained.reference.effects.reliability[perturbation]
-    share = float(reliability) if config.shrink_effects else 1.0
+    reliability = float(trained.reference.effects.reliability[perturbation])
+    share = reliability if config.shrink_effects and reliability < NEARLY_CERTAIN else 1.0
     contexts = trained.contexts.to(device)
     unperturbed = partial(_logits, trained, asked.as_control(), contexts)
     perturbed = partial(_shrunk_logits, trained, asked, contexts, share)

@@ -86,9 +86,12 @@ def choose_genes(cells: Cells, split: Split, config: DataConfig) -> list[str]:
         return list(cells.genes)
     import anndata
     import scanpy
+    import torch
 
+    threads = torch.get_num_threads()
     data = anndata.AnnData(sparse.csr_matrix(_sparse_log1p_cp10k(cells.select(split.train))))
     scanpy.pp.highly_variable_genes(data, n_top_genes=config.num_genes)
+    torch.set_num_threads(threads)  # numba, inside scanpy, gives OpenMP all cores
     # Ranked here, because scanpy takes every gene that ties with the last one.
     dispersion = data.var["dispersions_norm"].fillna(-np.inf).to_numpy()
     chosen = np.argsort(-dispersion, kind="stable")[: config.num_genes]

@@ -1,5 +1,8 @@
 """What training reads is made of training cells alone, over the genes that were asked for."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from sedd.model.embeddings import ordinal_basis
 from sedd.preparation import choose_genes, prepare, shard_settings
 from tests.tiny_training import TINY_MODEL, tiny_shards, without_b_cells
 from tests.worlds import a_cell_type_without_controls, cells_of, tiny_cells
+
+ROOT = Path(__file__).parents[1]
 
 
 def with_counts(cells: Cells, rows: np.ndarray, gene: int, count: int) -> Cells:
@@ -216,6 +221,30 @@ def test_genes_are_chosen_on_training_cells_alone():
 
     assert choose_genes(marked, split, config) == choose_genes(cells, split, config)
     assert "GENE010" in choose_genes(marked, nothing_held_out(cells), config)
+
+
+def test_choosing_genes_leaves_the_number_of_threads_alone():
+    # In a process of its own: numba takes all cores the first time it is used.
+    command = [sys.executable, "-c", THREADS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["1", "1"]
+
+
+THREADS = """
+import torch
+from sedd.data.choices import DataConfig
+from sedd.preparation import choose_genes
+from tests.tiny_training import without_b_cells
+from tests.worlds import tiny_cells
+print(torch.get_num_threads())
+choose_genes(tiny_cells(), without_b_cells(tiny_cells()), DataConfig(num_genes=12))
+print(torch.get_num_threads())
+"""
 
 
 @pytest.mark.parametrize("num_genes", ["all", 40, 2000])

@@ -6,7 +6,7 @@ fitted by maximum likelihood. It is the additive baseline in the language of bin
 the denoiser starts from. It is shrunk by how well it transfers: each training type is predicted
 from the others, and the share of the tilt that predicts best is kept.
 
-`reliability`: 1 - SE^2 / shift^2 of the mean shift in the training types; near 1 where effects
+`reliability`: 1 - SE^2 / shift^2 of the mean shift over the training types; near 1 where effects
 are real, near 0 where they are noise. Generated effects are shrunk by it.
 """
 
@@ -141,13 +141,19 @@ def _reliability(
     control: Bool[np.ndarray, " cells"],
     types: Int[np.ndarray, " types"],
 ) -> float:
-    """Mean over types of 1 - (expected squared error of the shift) / (squared shift)."""
-    values = []
+    """1 - (expected squared error) / (squared length) of the mean shift over the types.
+
+    The factor by which a measured mean is best shrunk towards zero (James and Stein 1961).
+    """
+    shifts, errors = [], []
     for number in types:
         after, before = (log1p[arm & (cell_type == number)] for arm in (treated, control))
         if min(len(after), len(before)) < 2:
             continue
-        shift = after.mean(0) - before.mean(0)
-        error = after.var(0, ddof=1) / len(after) + before.var(0, ddof=1) / len(before)
-        values.append(max(0.0, 1 - float(error.sum() / max(float((shift**2).sum()), 1e-12))))
-    return float(np.mean(values)) if values else 0.0
+        shifts.append(after.mean(0) - before.mean(0))
+        errors.append(after.var(0, ddof=1) / len(after) + before.var(0, ddof=1) / len(before))
+    if not shifts:
+        return 0.0
+    squared_length = float((np.mean(shifts, axis=0) ** 2).sum())
+    squared_error = float(np.sum(errors)) / len(shifts) ** 2
+    return max(0.0, 1 - squared_error / max(squared_length, 1e-12))
