@@ -24,7 +24,6 @@ from sedd.errors import DataError
 from sedd.inference import InferenceConfig
 from sedd.model.inputs import Condition
 
-
 NEARLY_CERTAIN = 0.99
 """Effects more reliable than this are left alone: shrinking costs a third network evaluation."""
 

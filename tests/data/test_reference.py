@@ -73,10 +73,10 @@ def test_a_file_that_was_cut_is_a_storage_error(tmp_path):
 
 
 def planted(num_cells: int = 2000, num_genes: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Two hidden directions with clearly different spreads, and a little noise."""
+    """Two hidden directions, the first a little wider than the second, and a little noise."""
     rng = np.random.default_rng(0)
     directions, _ = np.linalg.qr(rng.standard_normal((num_genes, 2)))
-    factors = rng.standard_normal((num_cells, 2)) * [6, 3]
+    factors = rng.standard_normal((num_cells, 2)) * [4, 3.6]
     return factors @ directions.T + 0.3 * rng.standard_normal((num_cells, num_genes)), directions
 
 
