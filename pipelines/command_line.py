@@ -25,7 +25,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class Flag(Protocol):
-    """A flag that stands for a key of the config; `sedd.config.FLAGS` holds them."""
+    """A flag that stands for a key of the config; `sedd.flags.FLAGS` holds them."""
 
     @property
     def name(self) -> str:

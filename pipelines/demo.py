@@ -15,8 +15,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import cluster, command_line
-from sedd.config import FLAGS, Config, resolve
+from sedd.config import Config, resolve
 from sedd.errors import UsageError
+from sedd.flags import FLAGS
 
 DESCRIPTION = "Train, generate and evaluate on built-in cells, or on an h5ad, in minutes."
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"

@@ -19,8 +19,9 @@ if __package__ in (None, ""):
 from pipelines import command_line
 from pipelines.fanout import Source, read_part, run_units
 from pipelines.generate import CELLS, RECORD, find_source, read_arguments
-from sedd.config import FLAGS, Config
+from sedd.config import Config
 from sedd.errors import DataError, UsageError
+from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
     import numpy as np

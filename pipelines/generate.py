@@ -6,6 +6,8 @@ Ray actors; when all of a type are there they become one h5ad, renamed into plac
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +19,9 @@ if __package__ in (None, ""):
 
 from pipelines import command_line
 from pipelines.fanout import Source, read_part, run_units
-from sedd.config import FLAGS, Config
+from sedd.config import Config, resolve
 from sedd.errors import OutputExistsError, UsageError
+from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,6 +81,7 @@ def run(config: Config, output: Output) -> list[Path]:
         )
         for label in todo:
             _assemble(config, source, plan[label], folders[label], parts, output)
+        shutil.rmtree(parts, ignore_errors=True)
     for label in cell_types:
         print(f"{label}: {folders[label] / CELLS}")
     return [folders[label] / CELLS for label in cell_types]
@@ -224,13 +228,18 @@ def _is_done(folder: Path, record: dict[str, Any], output: Output) -> bool:
 
 def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, Config]:
     """Arguments, and the experiment's own configuration under what they override."""
-    from pipelines.experiment import load_config
-
     arguments = parser.parse_args(argv)
+    from pipelines.experiment import load_config  # after --help, which imports nothing heavy
+
     asked = command_line.read_config(arguments, FLAGS)
-    trained = load_config(Path(asked.experiment_dir))
-    trained = replace(trained, resume=None)
-    config = command_line.read_config(arguments, FLAGS, base=trained)
+    said = command_line.given(arguments, FLAGS)
+    trained = replace(load_config(Path(asked.experiment_dir)), resume=None)
+    if said.config or os.environ.get("CONFIG"):
+        # A file may say how to generate; what was trained stands in the experiment.
+        trained = replace(trained, inference=asked.inference, scaling=asked.scaling)
+    config = resolve(environment=os.environ, flags=said.flags, settings=said.settings, base=trained)
+    if "cell_type" in said.flags and "cell_types" not in said.flags:
+        config = replace(config, inference=replace(config.inference, cell_types=()))
     if config.model != trained.model or config.data.num_genes != trained.data.num_genes:
         message = (
             "The model cannot be changed after training: leave the sections model and data to "

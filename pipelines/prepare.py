@@ -8,7 +8,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
-from sedd.config import FLAGS, Config
+from sedd.config import Config
+from sedd.flags import FLAGS
 
 DESCRIPTION = "Write the token shards that train reads; unchanged input is found again."
 

@@ -18,8 +18,9 @@ if __package__ in (None, ""):
 
 from pipelines import cluster, command_line
 from pipelines.journal import FILE_NAME, read_journal
-from sedd.config import FLAGS, Config
+from sedd.config import Config
 from sedd.errors import OutputExistsError, Preempted, UsageError
+from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
     from sedd.data.cells import Cells
@@ -45,6 +46,8 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
     split = split_cells(config, cells)
     with only_writer(folder, "train"):
         shards = shards_for(config, cells, split)
+        provenance = {"data_digest": cells.source.digest, "split_digest": split.digest}
+        _rewind(config, provenance)
         _write_contract_files(config, cells, split, shards)
         with driver_run("train", experiment_dir=folder, tracking_uri=tracking_uri) as tracked:
             tracked.log_config(_nested(config), text=config.to_yaml())
@@ -59,17 +62,16 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
                 "sedd.git_commit": git_commit() or "unknown",
                 "sedd.held_out": ", ".join(f"{t} × {p}" for t, p in split.held_out[:20]),
             })  # fmt: skip
-            provenance = {"data_digest": cells.source.digest, "split_digest": split.digest}
             with mirror(tracked.ref, folder / FILE_NAME):
                 finished = _fit(config, shards, provenance)
+            if not finished:
+                message = (
+                    f"Stopped after {config.training.max_seconds:g} s with a checkpoint. Go on "
+                    f"with --resume auto --experiment_dir {folder}."
+                )
+                raise Preempted(message)
             tracked.log_artifacts(folder / "config.yaml")
             tracked.log_artifacts(_draw_curves(folder), "figures")
-        if not finished:
-            message = (
-                f"Stopped after {config.training.max_seconds:g} s with a checkpoint. Go on with "
-                f"--resume auto --experiment_dir {folder}."
-            )
-            raise Preempted(message)
         print(f"trained: {folder}")
 
 
@@ -147,6 +149,30 @@ def _require_fresh(config: Config) -> None:
         raise OutputExistsError(message)
     if config.resume not in (None, "auto") and not Path(config.resume).is_dir():
         message = f"--resume {config.resume}: there is no such checkpoint folder."
+        raise UsageError(message)
+
+
+def _rewind(config: Config, provenance: dict[str, str]) -> None:
+    """Make the checkpoint to resume the newest one; workers always go on from the newest.
+
+    Raises:
+        UsageError: It was trained on other cells or another split.
+    """
+    from sedd.checkpoint import newest_valid, rewind_to, saved_counters
+
+    if config.resume not in (None, "auto"):
+        rewind_to(config.checkpoints, Path(config.resume))
+    found = newest_valid(config.checkpoints)
+    if found is None:
+        return
+    saved = saved_counters(found)
+    changed = [name for name, digest in provenance.items() if saved.get(name) != digest]
+    if changed:
+        message = (
+            f"{found} was trained on other cells or another split ({', '.join(changed)} differ). "
+            "Resume with the h5ad, columns and split of its config.yaml, or start afresh in "
+            "another --experiment_dir."
+        )
         raise UsageError(message)
 
 

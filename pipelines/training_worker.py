@@ -119,8 +119,6 @@ def _first_state(config: Config, shards: "Shards", device: Any) -> "TrainingStat
 
     journal = Path(config.experiment_dir) / FILE_NAME
     found = newest_valid(config.checkpoints)
-    if found is None and config.resume not in (None, "auto"):
-        found = Path(config.resume)
     if found is None:
         truncate_after(journal, 0)
         seed = config.training.seed

@@ -9,8 +9,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
-from sedd.config import FLAGS
 from sedd.errors import UsageError
+from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
     from sedd.data.survey import Survey

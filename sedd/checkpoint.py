@@ -136,6 +136,30 @@ def newest_valid(root: Path) -> Path | None:
     return None
 
 
+def rewind_to(root: Path, checkpoint: Path) -> None:
+    """Make a checkpoint the newest of `root`: later ones are set aside as `*.superseded`.
+
+    A checkpoint from elsewhere is copied in.
+
+    Raises:
+        StorageError: The checkpoint is damaged.
+    """
+    verify_folder(checkpoint)
+    step = int(saved_counters(checkpoint)["step"])
+    own = root / f"step_{step:08d}"
+    if checkpoint.resolve() != own.resolve():
+        with whole_folder(own) as temporary:
+            shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+    for later in (found for found in _steps(root) if found > step):
+        folder = root / f"step_{later:08d}"
+        folder.rename(folder.with_name(f"{folder.name}.superseded"))
+
+
+def saved_counters(checkpoint: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says: step, digests of data and split, versions."""
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
 def has_checkpoints(root: Path) -> bool:
     """Whether any checkpoint stands in `root`."""
     return bool(_steps(root)) or (root / BEST).is_dir()

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sedd.config import FLAGS, MAX_BYTES, Config, from_yaml, resolve
+from sedd.config import MAX_BYTES, Config, from_yaml, resolve
+from sedd.flags import FLAGS
 from sedd.errors import ConfigError
 from sedd.model.config import ModelConfig
 

@@ -128,7 +128,7 @@ def test_a_flag_is_never_guessed_from_its_beginning():
 
 
 def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path, monkeypatch):
-    from sedd import config as sedd_config
+    from sedd import flags as sedd_flags
 
     (tmp_path / "a.yaml").write_text(
         "data: {gene: of the file, cell_type_col: of the file, control_name: of the file}"
@@ -136,11 +136,11 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path, monkeypatch
     monkeypatch.setenv("CONFIG", str(tmp_path / "a.yaml"))
     monkeypatch.setenv("CELL_TYPE_COL", "of the environment")
     parser = verb_parser("train", "Train.")
-    add_config_flags(parser, sedd_config.FLAGS)
+    add_config_flags(parser, sedd_flags.FLAGS)
 
     config = read_config(
         parser.parse_args(["--gene", "of the flag", "--set", "training.seed=7", "--config", ""]),
-        sedd_config.FLAGS,
+        sedd_flags.FLAGS,
     )
 
     assert config.data.gene == "of the flag"
