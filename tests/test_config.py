@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sedd.config import MAX_BYTES, Config, from_yaml, resolve
-from sedd.flags import FLAGS
 from sedd.errors import ConfigError
+from sedd.flags import FLAGS
 from sedd.model.config import ModelConfig
 
 
@@ -64,11 +64,12 @@ def test_a_setting_beats_everything():
 
 
 def test_a_base_stands_below_the_file_and_above_the_defaults(file):
-    base = resolve(settings=["model.num_layers=3", "training.batch_size=7"])
+    base = resolve(settings=["model.num_layers=3", "training.batch_size=7", "training.seed=5"])
 
     config = resolve(file=file("training: {batch_size: 9}"), base=base)
 
     assert (config.model.num_layers, config.training.batch_size) == (3, 9)
+    assert config.training.seed == 5
     assert resolve(base=base) == base
 
 

@@ -34,14 +34,15 @@ class Recorder(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.asked = module, []
+        self.module, self.asked, self.seeds = module, [], []
 
     def forward(self, tokens, condition, contexts):
         self.asked.append((tokens.clone(), condition))
+        self.seeds.append(torch.initial_seed())
         return self.module(tokens, condition, contexts)
 
 
-def recorded(run, rank=0, world_size=1, num_steps=3) -> list:
+def recorded(run, rank=0, world_size=1, num_steps=3) -> Recorder:
     recorders = []
 
     def parallel(module):
@@ -49,7 +50,7 @@ def recorded(run, rank=0, world_size=1, num_steps=3) -> list:
         return recorders[0]
 
     run.steps(num_steps, Workers(rank, world_size, parallel))
-    return recorders[0].asked
+    return recorders[0]
 
 
 def test_a_model_that_knows_nothing_learns_the_effects():
@@ -121,9 +122,9 @@ def test_another_seed_is_another_run():
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_workers_together_see_the_noise_that_one_worker_sees(world_size):
     model = replace(TINY_MODEL, cell_type_label_dropout=0.5)
-    alone = recorded(tiny_run(model, learning_rate=1e-12))
+    alone = recorded(tiny_run(model, learning_rate=1e-12)).asked
     shares = [
-        recorded(tiny_run(model, learning_rate=1e-12), rank, world_size)
+        recorded(tiny_run(model, learning_rate=1e-12), rank, world_size).asked
         for rank in range(world_size)
     ]
 
@@ -136,6 +137,17 @@ def test_workers_together_see_the_noise_that_one_worker_sees(world_size):
     hidden = (labels == 3).double().mean()
     # 48 cells, each hidden with probability 1/2: 5 sigma of 0.072.
     assert 0.14 < hidden < 0.86
+
+
+def test_dropout_is_drawn_anew_at_every_step_and_by_every_worker():
+    seeds = [
+        seed
+        for run_seed, rank in ((0, 0), (0, 1), (1, 0))
+        for seed in recorded(tiny_run(seed=run_seed), rank, 2).seeds
+    ]
+
+    assert len(set(seeds)) == len(seeds) == 9
+    assert recorded(tiny_run(), 1, 2).seeds == seeds[3:6]
 
 
 def test_the_mean_gradient_of_two_workers_is_that_of_the_whole_batch():
@@ -155,7 +167,7 @@ def test_a_tenth_of_the_cells_show_nothing_at_all():
         fully_masked=0.1, batch_size=200, max_steps=8, learning_rate=1e-12, validate_every=1000
     )
 
-    asked = recorded(run, num_steps=8)
+    asked = recorded(run, num_steps=8).asked
 
     mask = run.state.denoiser.sizes.num_bins
     share = (torch.cat([tokens for tokens, _ in asked]) == mask).double().mean(1)
