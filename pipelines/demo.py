@@ -16,13 +16,18 @@ if __package__ in (None, ""):
 
 from pipelines import cluster, command_line
 from sedd.config import Config, resolve
-from sedd.errors import UsageError
+from sedd.errors import OutputExistsError, UsageError
 from sedd.flags import FLAGS
 
 DESCRIPTION = "Train, generate and evaluate on built-in cells, or on an h5ad, in minutes."
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 BUILT_IN_HOLD_OUT = "CD14+ Monocytes"
 CELLS = "cells.h5ad"
+WRITTEN = (
+    "config.yaml", "split.json", "vocabulary.json", "metrics.jsonl", "tracking.json",
+    "training.png", "checkpoints", "prepared", "inference_results", "evaluation", ".ray",
+)  # fmt: skip
+"""What the verbs write into an experiment directory."""
 
 
 def run(config: Config) -> None:
@@ -31,8 +36,8 @@ def run(config: Config) -> None:
 
     began = time.monotonic()
     folder = Path(config.experiment_dir)
-    held_out = ", ".join(config.split.cell_types)
-    _say(f"1/3 train, with the perturbed cells of {held_out} held out")
+    held_out = ", ".join(config.split.cell_types) or config.split.kind
+    _say(f"1/3 train; held out: perturbed cells of {held_out}")
     train.run(config)
     results = folder / "inference_results"
     with cluster.connect(num_workers=config.scaling.num_actors, flag="--num_actors"):
@@ -55,7 +60,7 @@ def with_hold_out(config: Config, hold_out: str | None) -> Config:
     """
     if hold_out is None and config.data.train_data_path is None:
         hold_out = BUILT_IN_HOLD_OUT
-    if hold_out is None and not config.split.cell_types:
+    if hold_out is None and config.split.kind == "none":
         path = config.data.train_data_path
         message = (
             "Which cell type's perturbed cells should be predicted? Name it with --hold_out "
@@ -97,11 +102,28 @@ def _check(config: Config) -> None:
 
 
 def _free_folder(folder: Path) -> None:
-    """Make room for a new demo: what an earlier demo wrote goes, anything else stays."""
-    if (folder / "config.yaml").is_file() and (folder / ".demo").is_file():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".demo").touch()
+    """Make room for a new demo: what an earlier demo wrote there goes, by name.
+
+    Raises:
+        OutputExistsError: The folder holds something that no demo wrote.
+    """
+    marker = folder / ".demo"
+    if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
+        message = (
+            f"{folder} holds files that no demo wrote. Choose another --experiment_dir "
+            "(make demo: EXPERIMENT_DIR=...)."
+        )
+        raise OutputExistsError(message)
+    from pipelines.experiment import only_writer
+
+    with only_writer(folder, "train"):
+        for name in WRITTEN:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        marker.touch()
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ they are read, or drawn, before the held-out cells are.
 
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -164,11 +165,13 @@ def _draw(
 
     from sedd.generation import plan_units
 
-    inference = replace(config.inference, mode=mode, num_samples_per_condition=num_cells)
+    inference = replace(
+        config.inference, mode=mode, sampler="blocks", num_samples_per_condition=num_cells
+    )
     plan = {
         condition: plan_units([condition[0]], [condition[1]], inference) for condition in conditions
     }
-    parts = Path(config.experiment_dir) / "evaluation" / ".parts"
+    parts = Path(config.experiment_dir) / ".evaluation_parts"
     run_units(
         source,
         [unit for units in plan.values() for unit in units],
@@ -184,6 +187,7 @@ def _draw(
         depth = np.concatenate([part.depth for part in cells]).astype(np.float32)
         counts = np.issubdtype(cells[0].values.dtype, np.integer)
         drawn[condition] = np.log1p(values / depth[:, None] * 1e4) if counts else values
+    shutil.rmtree(parts, ignore_errors=True)
     return drawn
 
 

@@ -164,4 +164,5 @@ def _spread(
                 yield unit, repr(error.cause)
             except RayActorError as error:
                 yield unit, str(error).splitlines()[0]
+                continue  # this actor is gone for good; the others take the rest
             send(actor)

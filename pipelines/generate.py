@@ -67,7 +67,7 @@ def run(config: Config, output: Output) -> list[Path]:
     todo = [
         label
         for label in cell_types
-        if not _is_done(folders[label], _record(config, source, plan[label]), output)
+        if not _is_done(folders[label], _record(config, source, plan[label], output), output)
     ]
     with only_writer(output.folder, "generate"):
         parts = output.folder / ".parts"
@@ -153,7 +153,7 @@ def _assemble(
     from sedd.storage import write_text
 
     reference = Reference.load(source.checkpoint)
-    record = _record(config, source, units)
+    record = _record(config, source, units, output)
     cells = [read_part(parts, unit, source, config.inference) for unit in units]
     provenance = {key: value for key, value in record.items() if not isinstance(value, dict)}
     data = to_anndata(reference, cells, provenance)
@@ -163,6 +163,7 @@ def _assemble(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CELLS}.tmp"
     data.write_h5ad(temporary, compression="gzip")
+    (folder / RECORD).unlink(missing_ok=True)  # a record never stands beside other cells
     temporary.replace(folder / CELLS)
     write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
 
@@ -179,7 +180,9 @@ def _controls(reference: "Reference", cell_type: str, provenance: dict[str, Any]
     return data
 
 
-def _record(config: Config, source: Source, units: Sequence["Unit"]) -> dict[str, Any]:
+def _record(
+    config: Config, source: Source, units: Sequence["Unit"], output: Output
+) -> dict[str, Any]:
     """What was asked and what answered; equal records mean equal cells."""
     from pipelines.tracking import git_commit
 
@@ -200,6 +203,7 @@ def _record(config: Config, source: Source, units: Sequence["Unit"]) -> dict[str
         "shard_size": inference.shard_size,
         "seed": inference.seed,
         "git_commit": git_commit() or "unknown",
+        "include_controls": output.include_controls,
         "cells_per_perturbation": counts,
         "complete": True,
     }
@@ -238,7 +242,9 @@ def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         # A file may say how to generate; what was trained stands in the experiment.
         trained = replace(trained, inference=asked.inference, scaling=asked.scaling)
     config = resolve(environment=os.environ, flags=said.flags, settings=said.settings, base=trained)
-    if "cell_type" in said.flags and "cell_types" not in said.flags:
+    if (
+        "cell_type" in said.flags or os.environ.get("CELL_TYPE")
+    ) and "cell_types" not in said.flags:
         config = replace(config, inference=replace(config.inference, cell_types=()))
     if config.model != trained.model or config.data.num_genes != trained.data.num_genes:
         message = (

@@ -19,7 +19,7 @@ if __package__ in (None, ""):
 from pipelines import cluster, command_line
 from pipelines.journal import FILE_NAME, read_journal
 from sedd.config import Config
-from sedd.errors import OutputExistsError, Preempted, UsageError
+from sedd.errors import OutputExistsError, Preempted, StorageError, UsageError
 from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
     split = split_cells(config, cells)
     with only_writer(folder, "train"):
         shards = shards_for(config, cells, split)
-        provenance = {"data_digest": cells.source.digest, "split_digest": split.digest}
+        provenance = {
+            "data_digest": cells.source.digest,
+            "split_digest": split.digest,
+            "shards": shards.name,
+        }
+        _require_fresh(config)
         _rewind(config, provenance)
         _write_contract_files(config, cells, split, shards)
         with driver_run("train", experiment_dir=folder, tracking_uri=tracking_uri) as tracked:
@@ -158,22 +163,29 @@ def _rewind(config: Config, provenance: dict[str, str]) -> None:
     Raises:
         UsageError: It was trained on other cells or another split.
     """
-    from sedd.checkpoint import newest_valid, rewind_to, saved_counters
+    from sedd.checkpoint import has_checkpoints, newest_valid, rewind_to, verified_counters
 
-    if config.resume not in (None, "auto"):
-        rewind_to(config.checkpoints, Path(config.resume))
-    found = newest_valid(config.checkpoints)
+    given = None if config.resume in (None, "auto") else Path(config.resume)
+    found = given or newest_valid(config.checkpoints)
+    if found is None and has_checkpoints(config.checkpoints):
+        message = (
+            f"No checkpoint in {config.checkpoints} is whole, so there is nothing to resume. Name "
+            "one elsewhere with --resume PATH, or start afresh in another --experiment_dir."
+        )
+        raise StorageError(message)
     if found is None:
         return
-    saved = saved_counters(found)
+    saved = verified_counters(found, config.model)
     changed = [name for name, digest in provenance.items() if saved.get(name) != digest]
     if changed:
         message = (
-            f"{found} was trained on other cells or another split ({', '.join(changed)} differ). "
-            "Resume with the h5ad, columns and split of its config.yaml, or start afresh in "
-            "another --experiment_dir."
+            f"{found} was trained on other cells, another split or other settings of the data "
+            f"({', '.join(changed)} differ). Resume with what its config.yaml says, or start "
+            "afresh in another --experiment_dir."
         )
         raise UsageError(message)
+    if given is not None:
+        rewind_to(config.checkpoints, given)
 
 
 def _write_contract_files(config: Config, cells: "Cells", split: "Split", shards: Path) -> None:

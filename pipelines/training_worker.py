@@ -5,6 +5,7 @@ verifies; everything it draws is a function of (seed, step), so the result is th
 """
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from pipelines.journal import FILE_NAME, Journal, truncate_after
 from sedd.config import Config, from_yaml
 
 if TYPE_CHECKING:
+    import torch
+
     from sedd.data.shards import Shards
     from sedd.training import StepReport, TrainingState
 
@@ -28,16 +31,16 @@ def train_worker(job: dict[str, Any]) -> bool:
     from sedd.training import Workers, train
 
     started = time.monotonic()
-    torch.set_num_threads(max(1, int(job["threads"])))
+    torch.set_num_threads(max(1, min(int(job["threads"]), os.cpu_count() or 1)))
     context = ray.train.get_context()
     config = from_yaml(job["config"])
     shards = load_shards(Path(job["shards"]))
-    state = _first_state(config, shards, get_device())
+    state = _first_state(config, shards, get_device(), context.get_world_rank())
     batches = token_batches(shards, config.training)
     workers = Workers(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        parallel=prepare_model if context.get_world_size() > 1 else lambda module: module,
+        **({"parallel": prepare_model, "mean": _mean} if context.get_world_size() > 1 else {}),
     )
     keeper = _Keeper(config, shards, job["provenance"]) if workers.rank == 0 else None
     max_steps = planned_steps(config, int((~shards.validation).sum()))
@@ -51,17 +54,30 @@ def train_worker(job: dict[str, Any]) -> bool:
         workers=workers,
     )
     finished = True
-    for report in reports:
-        out_of_time = _out_of_time(config, started, report.step, workers.world_size)
+    try:
+        for report in reports:
+            out_of_time = _out_of_time(config, started, report.step, workers.world_size)
+            if keeper is not None:
+                keeper.keep(state, report, last=out_of_time or report.step == max_steps)
+            if out_of_time and report.step < max_steps:
+                finished = False
+                break
         if keeper is not None:
-            keeper.keep(state, report, last=out_of_time or report.step == max_steps)
-        if out_of_time and report.step < max_steps:
-            finished = False
-            break
-    if keeper is not None:
-        keeper.close(state)
+            keeper.finish(state)
+    finally:
+        if keeper is not None:
+            keeper.close()
     ray.train.report({"step": state.step})
     return finished
+
+
+def _mean(value: "torch.Tensor") -> "torch.Tensor":
+    """Mean of a number over all workers, the same bits on each."""
+    from torch import distributed
+
+    total = value.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
 
 
 class _Keeper:
@@ -91,9 +107,11 @@ class _Keeper:
         if due or last or report.is_best:
             self._save(state, is_best=report.is_best)
 
-    def close(self, state: "TrainingState") -> None:
+    def finish(self, state: "TrainingState") -> None:
         if self._saved != state.step:
             self._save(state, is_best=False)
+
+    def close(self) -> None:
         self._journal.close()
 
     def _save(self, state: "TrainingState", *, is_best: bool) -> None:
@@ -111,23 +129,28 @@ class _Keeper:
         self._saved = state.step
 
 
-def _first_state(config: Config, shards: "Shards", device: Any) -> "TrainingState":
-    """The state to go on from: a checkpoint if there is one to resume, else a fresh one."""
+def _first_state(config: Config, shards: "Shards", device: Any, rank: int) -> "TrainingState":
+    """The state to go on from: a checkpoint if there is one to resume, else a fresh one.
+
+    Only rank 0 touches a file; the others just read.
+    """
     from sedd.building import build_denoiser
     from sedd.checkpoint import load_training, newest_valid
     from sedd.training import start
 
     journal = Path(config.experiment_dir) / FILE_NAME
-    found = newest_valid(config.checkpoints)
+    found = newest_valid(config.checkpoints, set_aside=False)
     if found is None:
-        truncate_after(journal, 0)
+        if rank == 0:
+            truncate_after(journal, 0)
         seed = config.training.seed
         denoiser, average = (
             build_denoiser(config.model, shards.reference, seed=seed).to(device) for _ in range(2)
         )
         return start(denoiser, average, config.training)
     state, _ = load_training(found, config.model, config.training, device=device)
-    truncate_after(journal, state.step)
+    if rank == 0:
+        truncate_after(journal, state.step)
     return state
 
 
@@ -142,9 +165,10 @@ def _out_of_time(config: Config, started: float, step: int, world_size: int) -> 
     if step % 5:
         return False
     import torch
+    from ray.train.torch import get_device
     from torch import distributed
 
-    flag = torch.tensor([float(over)])
+    flag = torch.tensor([float(over)], device=get_device())
     distributed.broadcast(flag, src=0)
     return bool(flag.item())
 

@@ -92,7 +92,7 @@ def load_training(
     Raises:
         StorageError: The folder is damaged, or was written by a model of another shape.
     """
-    saved = _verified_state(folder, model)
+    saved = verified_counters(folder, model)
     reference = Reference.load(folder)
     denoiser, average = (build_denoiser(model, reference).to(device) for _ in range(2))
     denoiser.load_state_dict(load_file(folder / "model.safetensors"))
@@ -110,7 +110,7 @@ def load_trained(folder: Path, model: ModelConfig) -> Trained:
     Raises:
         StorageError: The folder is damaged, or was written by a model of another shape.
     """
-    saved = _verified_state(folder, model)
+    saved = verified_counters(folder, model)
     reference = Reference.load(folder)
     denoiser = build_denoiser(model, reference)
     denoiser.load_state_dict(load_file(folder / "average.safetensors"))
@@ -121,13 +121,18 @@ def load_trained(folder: Path, model: ModelConfig) -> Trained:
     return Trained(denoiser, build_contexts(model, reference), reference, digest, saved["step"])
 
 
-def newest_valid(root: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are set aside as `*.damaged`."""
+def newest_valid(root: Path, *, set_aside: bool = True) -> Path | None:
+    """The newest checkpoint that verifies; damaged newer ones are renamed to `*.damaged`.
+
+    With `set_aside=False` nothing is renamed, for processes that only look.
+    """
     for step in sorted(_steps(root), reverse=True):
         folder = root / f"step_{step:08d}"
         try:
             verify_folder(folder)
         except StorageError:
+            if not set_aside:
+                continue
             aside = folder.with_name(folder.name + ".damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -150,9 +155,13 @@ def rewind_to(root: Path, checkpoint: Path) -> None:
     if checkpoint.resolve() != own.resolve():
         with whole_folder(own) as temporary:
             shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
-    for later in (found for found in _steps(root) if found > step):
-        folder = root / f"step_{later:08d}"
-        folder.rename(folder.with_name(f"{folder.name}.superseded"))
+    later = [root / f"step_{found:08d}" for found in _steps(root) if found > step]
+    if (root / BEST).is_dir() and int(saved_counters(root / BEST)["step"]) > step:
+        later.append(root / BEST)
+    for folder in later:
+        aside = folder.with_name(f"{folder.name}.superseded")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
 
 
 def saved_counters(checkpoint: Path) -> dict[str, Any]:
@@ -225,7 +234,7 @@ def _load_optimizer(optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
-def _verified_state(folder: Path, model: ModelConfig) -> dict[str, Any]:
+def verified_counters(folder: Path, model: ModelConfig) -> dict[str, Any]:
     """Counters of an undamaged checkpoint, once it is sure that `model` is what it holds.
 
     Names are compared and not only tensors: weights of 4 heads fit 8 heads and mean nothing there.

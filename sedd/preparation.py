@@ -42,6 +42,7 @@ def prepare(
         cell_types=cells.cell_type,
         control_name=config.control_name,
     )
+    _require_meaning(vocabulary, cells, split, config)
     row = np.sort(np.concatenate([split.train, split.validation]))
     kept = cells.select(row, genes)
     validation = np.isin(row, split.validation)
@@ -62,6 +63,22 @@ def prepare(
         validation,
         row,
     )
+
+
+def _require_meaning(
+    vocabulary: Vocabulary, cells: Cells, split: Split, config: DataConfig
+) -> None:
+    """Refuse perturbations that no training cell shows and no given vector describes."""
+    if config.cond_labels_pt_path is not None:
+        return
+    unseen = sorted(set(vocabulary.perturbations) - set(cells.perturbation[split.train]))
+    if unseen:
+        message = (
+            f"No training cell shows {len(unseen)} of the perturbations, e.g. {unseen[:3]}, so "
+            "the model cannot know what they mean. Give vectors of the perturbations with "
+            "--cond_labels_pt_path, or hold out fewer."
+        )
+        raise UsageError(message)
 
 
 def shard_settings(data: DataConfig, model: ModelConfig, *, seed: int) -> dict[str, Any]:

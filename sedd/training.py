@@ -65,6 +65,8 @@ class Workers:
     rank: int = 0
     world_size: int = 1
     parallel: Callable[[nn.Module], nn.Module] = field(default=lambda module: module)
+    mean: Callable[[Tensor], Tensor] = field(default=lambda value: value)
+    """Mean of a number over the workers: what is reported, and what early stopping goes by."""
 
     def share(self, num_cells: int) -> slice:
         """This worker's cells of a batch: equal contiguous shares."""
@@ -128,7 +130,16 @@ def train(
         state.optimizer.step()
         state.step += 1
         _update_average(state, config.ema_decay)
-        yield _report(state, config, contexts, validation, loss, grad_norm, learning_rate)
+        nelbo = _validate(state, config, contexts, validation, workers)
+        yield StepReport(
+            step=state.step,
+            loss=float(workers.mean(loss.detach())),
+            grad_norm=float(grad_norm),
+            learning_rate=learning_rate,
+            cells_seen=state.step * config.batch_size,
+            validation_nelbo=nelbo,
+            is_best=nelbo is not None and state.since_best == 0,
+        )
 
 
 def held_out_nelbo(
@@ -216,30 +227,21 @@ def _require_finite(
     raise ConfigError(message)
 
 
-def _report(
+def _validate(
     state: TrainingState,
     config: TrainingConfig,
     contexts: Contexts,
     validation: Batch | None,
-    loss: Tensor,
-    grad_norm: Tensor,
-    learning_rate: float,
-) -> StepReport:
-    nelbo, is_best = None, False
-    if validation is not None and state.step % config.validate_every == 0:
-        nelbo = float(held_out_nelbo(state.average, validation, contexts).mean())
-        is_best = nelbo < state.best_nelbo
-        state.best_nelbo = min(nelbo, state.best_nelbo)
-        state.since_best = 0 if is_best else state.since_best + 1
-    return StepReport(
-        step=state.step,
-        loss=float(loss.detach()),
-        grad_norm=float(grad_norm),
-        learning_rate=learning_rate,
-        cells_seen=state.step * config.batch_size,
-        validation_nelbo=nelbo,
-        is_best=is_best,
-    )
+    workers: Workers,
+) -> float | None:
+    """NELBO under the averaged weights where it is due; the same number on every worker."""
+    if validation is None or state.step % config.validate_every:
+        return None
+    mean = held_out_nelbo(state.average, validation, contexts).mean()
+    nelbo = float(workers.mean(mean.to(state.average.basis.device)))
+    state.since_best = 0 if nelbo < state.best_nelbo else state.since_best + 1
+    state.best_nelbo = min(nelbo, state.best_nelbo)
+    return nelbo
 
 
 def _optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.AdamW:

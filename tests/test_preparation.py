@@ -112,20 +112,6 @@ def test_shards_hold_every_training_and_validation_cell_once_with_its_own_counts
         np.testing.assert_array_equal(labels, getattr(cells, name)[expected])
 
 
-def test_labels_that_only_held_out_cells_have_are_in_the_vocabulary():
-    cells = tiny_cells()
-    split = make_split(
-        SplitConfig(kind="unseen_perturbation", perturbations=("lower",)),
-        perturbation=cells.perturbation,
-        cell_type=cells.cell_type,
-        control_name="control",
-    )
-
-    vocabulary = prepare(cells, split, DataConfig(), TINY_MODEL).reference.vocabulary
-
-    assert vocabulary.perturbations == ("control", "lower", "raise")
-
-
 def test_control_statistics_and_cells_are_those_of_the_training_controls():
     cells, split = tiny_cells(), without_b_cells(tiny_cells())
     reference = tiny_shards().reference
@@ -386,3 +372,20 @@ def test_what_does_not_change_the_shards_does_not_change_their_name(tmp_path):
         DataConfig()
     )
     assert name_of(DataConfig(gene_list=str(first))) == name_of(DataConfig(gene_list=str(copy)))
+
+
+def test_an_unseen_perturbation_without_a_vector_is_refused_by_name(tmp_path):
+    cells = tiny_cells()
+    split = make_split(
+        SplitConfig(kind="unseen_perturbation", perturbations=("raise",)),
+        perturbation=cells.perturbation,
+        cell_type=cells.cell_type,
+        control_name="control",
+    )
+    vectors = {name: torch.randn(4) for name in set(cells.perturbation)}
+    torch.save(vectors, tmp_path / "vectors.pt")
+    given = DataConfig(num_genes=12, cond_labels_pt_path=str(tmp_path / "vectors.pt"))
+
+    with pytest.raises(UsageError, match=r"'raise'.*--cond_labels_pt_path"):
+        prepare(cells, split, DataConfig(num_genes=12), TINY_MODEL)
+    assert "raise" in prepare(cells, split, given, TINY_MODEL).reference.vocabulary.perturbations
