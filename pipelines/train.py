@@ -76,6 +76,7 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
                 )
                 raise Preempted(message)
             tracked.log_artifacts(folder / "config.yaml")
+            tracked.log_artifacts(folder / "split.json")
             tracked.log_artifacts(_draw_curves(folder), "figures")
         print(f"trained: {folder}")
 

@@ -39,7 +39,7 @@ class DataConfig:
     celltype_labels_pt_path: str | None = None
     """File of cell type -> vector; null learns an embedding per label."""
     prepared_dir: str | None = None
-    """Where token shards are kept; null is a folder beside the experiment."""
+    """Where token shards are kept; null is experiment_dir/prepared."""
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
