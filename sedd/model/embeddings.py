@@ -64,8 +64,8 @@ def ordinal_basis(
     Spanned by [is zero], [is the first bin above zero] and powers of log1p(center); a softmax
     over `log prior + coefficients @ basis` then needs `rank` numbers per gene instead of one per
     bin, and neighbouring bins share what they learn. `rank=None` gives every bin its own
-    coefficient (the identity, which is not free of the constant). Otherwise rows have unit root mean
-    square.
+    coefficient: the identity, which is not free of the constant. Otherwise rows have unit root
+    mean square.
     """
     num_bins = len(centers)
     if rank is None or rank >= num_bins - 1:

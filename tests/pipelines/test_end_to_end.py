@@ -126,6 +126,7 @@ def test_generated_cells_are_whole_counts_of_what_was_asked_and_evaluate_scores_
     assert (world / "e" / "evaluation" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_number_of_actors_does_not_change_the_cells(world: Path) -> None:
     def cells(actors: str) -> np.ndarray:
         out = f"actors{actors}"
@@ -166,6 +167,29 @@ def test_training_over_a_trained_model_is_refused(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "code", "message"),
+    [
+        ("data.bin_ratio=1.5", 2, "shards"),
+        ("split.cell_types=['CD4 T cells']", 2, "split_digest"),
+        ("model.hidden_dim=32", 74, "model.hidden_dim"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_and_the_old_ones_stay(
+    world: Path, setting: str, code: int, message: str
+) -> None:
+    before = (world / "e" / "config.yaml").read_bytes()
+
+    refused = run_verb(
+        "train", "--train_data_path", "cells.h5ad", "--max_steps", "30", "--resume", "auto",
+        "--experiment_dir", "e", folder=world, settings=(*TINY, setting),
+    )  # fmt: skip
+
+    assert refused.returncode == code
+    assert message in refused.stderr
+    assert (world / "e" / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--train_data_path", "none.h5ad"), 65, "none.h5ad"),
@@ -187,6 +211,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     assert not (world / "bad").exists()
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(world: Path) -> None:
     arguments = ("--train_data_path", "cells.h5ad", "--max_steps", "60")
     folder = world / "killed"
@@ -236,6 +261,7 @@ def test_two_workers_see_the_losses_of_one(world: Path) -> None:
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_with_75_and_the_rest_follows(world: Path) -> None:
     arguments = ("--train_data_path", "cells.h5ad", "--max_steps", "4000")
     limited = run_verb(
