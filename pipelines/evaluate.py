@@ -5,7 +5,6 @@ mode drawn for the purpose, so that every evaluation shows both. Predictions nev
 they are read, or drawn, before the held-out cells are.
 """
 
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -25,21 +24,25 @@ from sedd.errors import DataError, UsageError
 from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from pipelines.scoring import Truth
     from sedd.data.cells import Cells
     from sedd.data.reference import Reference
     from sedd.data.splits import Split
     from sedd.evaluation.baselines import Prediction
-    from sedd.evaluation.report import ConditionResult, ReportFigure
+    from sedd.evaluation.report import ConditionResult, Provenance, ReportFigure, ReportTable
 
 DESCRIPTION = "Score generated cells against held-out real cells, beside baselines and ceiling."
 OTHER_MODE = {"counterfactual": "population", "population": "counterfactual"}
 MIN_REAL_CELLS = 10
 
 
-def run(config: Config, generated: Path, *, tracking_uri: str | None = None) -> str:
+def run(
+    config: Config,
+    generated: Path,
+    *,
+    tracking_uri: str | None = None,
+    sampler_sweep: bool = False,
+    judges: Sequence[str] = (),
+) -> str:
     """Evaluate; writes tables and report, and returns the summary as Markdown.
 
     Raises:
@@ -47,21 +50,28 @@ def run(config: Config, generated: Path, *, tracking_uri: str | None = None) -> 
         DataError: The data are not the ones the experiment was trained on.
     """
     from pipelines.experiment import load_cells
+    from pipelines.judging import judge_predictions, require_judgeable, write_judged
+    from pipelines.model_card import document, provenance_of, separation_metrics, separation_tables
+    from pipelines.responses import measure_responses, response_figures, write_responses
+    from pipelines.sampler_report import draw_sweep, report_sampler
     from pipelines.scoring import draw_figures, read_truth, score_condition
     from pipelines.tracking import driver_run
     from sedd.checkpoint import load_trained
     from sedd.data.splits import Split
+    from sedd.evaluation.judge_tables import judge_metrics, judge_report
     from sedd.evaluation.report import to_markdown, write_per_condition_csv
     from sedd.storage import write_text
 
     folder = Path(config.experiment_dir)
     with driver_run("evaluate", experiment_dir=folder, tracking_uri=tracking_uri) as tracked:
         cells = load_cells(config)
+        require_judgeable(judges, cells.kind)
         split = Split.load(folder / "split.json", data_digest=cells.source.digest)
         conditions = _conditions(cells, split)
         source = find_source(config)
         predictions = _predictions(config, source, conditions, generated)
         trained = load_trained(source.checkpoint, config.model)
+        swept = draw_sweep(trained, conditions, config.inference) if sampler_sweep else {}
         truth = read_truth(cells, split, trained, config.data.control_name)
         results = [
             score_condition(truth, trained, condition, predictions[condition])
@@ -72,10 +82,22 @@ def run(config: Config, generated: Path, *, tracking_uri: str | None = None) -> 
         table = to_markdown(results)
         write_text(output / "summary.md", to_markdown(results, bold=False) + "\n")
         figures = draw_figures(truth, results, predictions, config.inference.mode)
-        _write_report(output / "report.html", config, truth, source, results, figures)
-        tracked.log_metrics(_flat_metrics(results, config.inference.mode))
+        responses = measure_responses(truth, predictions)
+        write_responses(output / "response.csv", truth, responses)
+        figures += response_figures(responses)
+        steps = report_sampler(output / "sampler.csv", trained, truth, swept, config.inference)
+        figures += steps.figures
+        judged = judge_predictions(judges, truth, predictions, folder / "judges")
+        write_judged(output, judged)
+        known = provenance_of(config, truth, source.digest)
+        separations = document(output, config, truth, trained, known, results)
+        tables = [*separation_tables(separations), *judge_report(judged)]
+        _write_report(output / "report.html", known, config, results, figures, tables)
+        metrics = _flat_metrics(results, config.inference.mode)
+        metrics |= separation_metrics(separations, config.inference.mode)
+        tracked.log_metrics({**metrics, **steps.metrics, **judge_metrics(judged)})
         tracked.log_artifacts(output, "evaluation")
-    return table
+    return "\n\n".join(text for text in (table, steps.sentence) if text)
 
 
 def _conditions(cells: "Cells", split: "Split") -> list[tuple[str, str]]:
@@ -103,31 +125,31 @@ def _predictions(
 ) -> dict[tuple[str, str], dict[str, "Prediction"]]:
     """Cells of both modes for each condition: those that were generated, and the other mode's."""
     from sedd.data.reference import Reference
-    from sedd.evaluation.baselines import Prediction
 
     reference = Reference.load(source.checkpoint)
     found: dict[tuple[str, str], dict[str, Prediction]] = {}
     for condition in conditions:
-        mode, log1p = _read_generated(source, reference, condition, generated)
-        found[condition] = {mode: Prediction.of_cells(mode, log1p)}
+        prediction = _read_generated(source, reference, condition, generated)
+        found[condition] = {prediction.name: prediction}
     mode, num_cells = next(
         (mode, len(p.cells_log1p)) for modes in found.values() for mode, p in modes.items()
     )
     other = OTHER_MODE[mode]
     drawn = _draw(config, source, conditions, other, num_cells)
-    for condition, log1p in drawn.items():
-        found[condition][other] = Prediction.of_cells(other, log1p)
+    for condition, prediction in drawn.items():
+        found[condition][other] = prediction
     return found
 
 
 def _read_generated(
     source: Source, reference: "Reference", condition: tuple[str, str], generated: Path
-) -> tuple[str, "np.ndarray"]:
-    """Mode and log1p expression of the generated cells of one condition."""
-    from sedd.data.cells import read_cells
+) -> "Prediction":
+    """The generated cells of one condition, under the name of their mode."""
+    from sedd.data.generated import read_generated
+    from sedd.evaluation.baselines import Prediction
     from sedd.storage import folder_names
 
-    cell_type, perturbation = condition
+    cell_type = condition[0]
     name = folder_names(list(reference.vocabulary.cell_types))[cell_type]
     folder = generated / f"celltype_{name}"
     command = f"python -m pipelines.generate --cell_types {cell_type!r}"
@@ -141,16 +163,13 @@ def _read_generated(
             f"again: {command} --overwrite."
         )
         raise UsageError(message)
-    cells = read_cells(
+    there = read_generated(
         folder / CELLS,
-        perturbation_col="perturbation",
-        cell_type_col="cell_type",
-        control_name=perturbation,
-        depth_col="depth",
+        condition,
+        genes=reference.vocabulary.genes,
         kind=reference.tokenizer.kind,
     )
-    chosen = (cells.perturbation == perturbation) & (cells.cell_type == cell_type)
-    return record["mode"], cells.select(chosen, reference.vocabulary.genes).log1p_cp10k()
+    return Prediction.of_cells(record["mode"], there.cells.log1p_cp10k(), there.control_row)
 
 
 def _draw(
@@ -159,10 +178,11 @@ def _draw(
     conditions: Sequence[tuple[str, str]],
     mode: str,
     num_cells: int,
-) -> dict[tuple[str, str], "np.ndarray"]:
+) -> dict[tuple[str, str], "Prediction"]:
     """Cells of a mode that was not generated, for the held-out conditions alone."""
     import numpy as np
 
+    from sedd.evaluation.baselines import Prediction
     from sedd.generation import plan_units
 
     inference = replace(
@@ -183,37 +203,31 @@ def _draw(
     drawn = {}
     for condition, units in plan.items():
         cells = [read_part(parts, unit, source, inference) for unit in units]
-        values = np.concatenate([part.values for part in cells]).astype(np.float32)
-        depth = np.concatenate([part.depth for part in cells]).astype(np.float32)
-        counts = np.issubdtype(cells[0].values.dtype, np.integer)
-        drawn[condition] = np.log1p(values / depth[:, None] * 1e4) if counts else values
+        drawn[condition] = Prediction.of_cells(
+            mode,
+            np.concatenate([part.log1p_cp10k() for part in cells]),
+            np.concatenate([part.control_row for part in cells]),
+        )
     shutil.rmtree(parts, ignore_errors=True)
     return drawn
 
 
 def _write_report(
     path: Path,
+    provenance: "Provenance",
     config: Config,
-    truth: "Truth",
-    source: Source,
     results: Sequence["ConditionResult"],
     figures: Sequence["ReportFigure"],
+    tables: Sequence["ReportTable"],
 ) -> None:
-    from sedd.evaluation.report import Provenance, write_html_report
+    from sedd.evaluation.report import write_html_report
 
-    provenance = Provenance(
-        data_digest=truth.cells.source.digest,
-        split_hash=truth.split.digest,
-        model_digest=source.digest,
-        seed=config.inference.seed,
-        command=f"python -m pipelines.evaluate --experiment_dir {Path(config.experiment_dir).name}",
-        versions={name: importlib.metadata.version(name) for name in ("torch", "ray", "mlflow")},
-    )
     write_html_report(
         path,
         results,
         provenance=provenance,
         figures=figures,
+        tables=tables,
         title=f"{Path(config.experiment_dir).name}: predicted against real cells",
     )
 
@@ -238,9 +252,27 @@ def main(argv: Sequence[str]) -> int:
     parser = command_line.verb_parser("evaluate", DESCRIPTION)
     command_line.add_config_flags(parser, FLAGS)
     parser.add_argument("--generated_dir", help="default: EXPERIMENT_DIR/inference_results")
+    parser.add_argument(
+        "--sampler_sweep",
+        action="store_true",
+        help="also draw cells with 1 to 64 steps and score them (minutes)",
+    )
+    parser.add_argument(
+        "--judges",
+        nargs="+",
+        default=(),
+        metavar="JUDGE",
+        help="also ask cell-eval and/or cell-eval2 (needs pip install '.[eval]')",
+    )
     arguments, config = read_arguments(parser, argv)
     generated = arguments.generated_dir or Path(config.experiment_dir) / "inference_results"
-    print(run(config, Path(generated).resolve()))
+    summary = run(
+        config,
+        Path(generated).resolve(),
+        sampler_sweep=arguments.sampler_sweep,
+        judges=tuple(dict.fromkeys(arguments.judges)),
+    )
+    print(summary)
     print(f"\nreport: {Path(config.experiment_dir) / 'evaluation' / 'report.html'}")
     return 0
 

@@ -104,20 +104,28 @@ def chosen_labels(config: Config, vocabulary: "Vocabulary") -> tuple[list[str], 
 def find_source(config: Config) -> Source:
     """The checkpoint that generates, and its digest."""
     from sedd.checkpoint import best_or_newest, load_trained
+    from sedd.generation import blocks_for
 
     checkpoint = best_or_newest(config.checkpoints)
-    digest = load_trained(checkpoint, config.model).digest
-    return Source(checkpoint=checkpoint, model=config.model, digest=digest)
+    trained = load_trained(checkpoint, config.model)
+    blocks_for(trained, config.inference)  # a schedule the model cannot follow ends here
+    return Source(checkpoint=checkpoint, model=config.model, digest=trained.digest)
 
 
 def to_anndata(
     reference: "Reference", cells: Sequence["GeneratedCells"], provenance: dict[str, Any]
 ) -> "AnnData":
-    """Generated cells as AnnData: whole counts, labels, the depth each was drawn for."""
+    """Generated cells as AnnData: whole counts, labels, the depth each was drawn for.
+
+    Counterfactual cells also name the real control cell they are the twin of (`control_cell`) and
+    say how far they moved from it (`effect_size`, in log1p of counts per 10,000).
+    """
     import anndata
     import numpy as np
     import pandas as pd
     from scipy import sparse
+
+    from sedd.generation import control_names, effect_size
 
     labels = [
         (unit.perturbation, unit.cell_type, f"{unit.shard}-{index}")
@@ -134,6 +142,9 @@ def to_anndata(
         },
         index=[f"{perturbation}-{cell_type}-{name}" for perturbation, cell_type, name in labels],
     )
+    if provenance["mode"] == "counterfactual":
+        obs["control_cell"] = np.concatenate([control_names(reference, part) for part in cells])
+        obs["effect_size"] = np.concatenate([effect_size(reference, part) for part in cells])
     values = sparse.vstack([sparse.csr_matrix(part.values) for part in cells], format="csr")
     var = pd.DataFrame(index=pd.Index(reference.vocabulary.genes))
     return anndata.AnnData(values, obs=obs, var=var, uns={"sedd": provenance})
@@ -198,6 +209,7 @@ def _record(
         "mode": inference.mode,
         "sampler": inference.sampler,
         "num_steps": inference.num_steps,
+        "block_schedule": inference.block_schedule,
         "temperature": inference.temperature,
         "shrink_effects": inference.shrink_effects,
         "shard_size": inference.shard_size,

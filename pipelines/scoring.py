@@ -32,6 +32,11 @@ class Truth:
         chosen = self.cells.cell_type[test] == cell_type
         return test[chosen & (self.cells.perturbation[test] == perturbation)]
 
+    def control_rows(self, cell_type: str) -> np.ndarray:
+        """Rows of the type's control cells."""
+        is_control = self.cells.perturbation == self.training.control_name
+        return np.flatnonzero(is_control & (self.cells.cell_type == cell_type))
+
     def controls(self, cell_type: str) -> np.ndarray:
         """log1p expression of the type's control cells; none of them is ever held out."""
         return self.training.log1p[self.training.rows(cell_type, self.training.control_name)]
@@ -74,20 +79,27 @@ def score_condition(
     from sedd.evaluation.baselines import baseline_predictions
     from sedd.evaluation.metrics import limits, score
     from sedd.evaluation.report import ConditionResult
+    from sedd.evaluation.resampling import ScoreBootstrap
+    from sedd.evaluation.trust import assess
 
     rows = truth.held_out(*condition)
     real, control = truth.log1p[rows], truth.controls(condition[0])
     others = baseline_predictions(truth.training, *condition, real_log1p=real)
     everything = (*predictions.values(), *others)
+    scores = {prediction.name: score(prediction, real, control) for prediction in everything}
+    bootstrap = ScoreBootstrap(real, control)
+    control_mean = control.mean(axis=0, dtype=np.float64)
     return ConditionResult(
         cell_type=condition[0],
         perturbation=condition[1],
         num_real=len(real),
         num_control=len(control),
         num_generated=len(next(iter(predictions.values())).cells_log1p),
-        scores={prediction.name: score(prediction, real, control) for prediction in everything},
+        scores=scores,
         limits=limits(real, control),
         nelbo=_nelbo(truth, trained, rows, next(iter(predictions))),
+        trust={p.name: assess(p, scores[p.name], real, bootstrap) for p in everything},
+        shifts={p.name: p.mean_log1p - control_mean for p in everything},
     )
 
 

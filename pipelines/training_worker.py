@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from sedd.data.shards import Shards
+    from sedd.model.inputs import Batch
     from sedd.training import StepReport, TrainingState
 
 
@@ -44,13 +45,14 @@ def train_worker(job: dict[str, Any]) -> bool:
     )
     keeper = _Keeper(config, shards, job["provenance"]) if workers.rank == 0 else None
     max_steps = planned_steps(config, int((~shards.validation).sum()))
+    validation = validation_batch(shards, batches, config.training)
     reports = train(
         state,
         batches,
         config.training,
         build_contexts(config.model, shards.reference),
         max_steps=max_steps,
-        validation=validation_batch(shards, batches, config.training),
+        validation=validation,
         workers=workers,
     )
     finished = True
@@ -64,11 +66,24 @@ def train_worker(job: dict[str, Any]) -> bool:
                 break
         if keeper is not None:
             keeper.finish(state)
+            if finished and validation is not None:
+                _measure_profile(config, validation, get_device())
     finally:
         if keeper is not None:
             keeper.close()
     ray.train.report({"step": state.step})
     return finished
+
+
+def _measure_profile(config: Config, validation: "Batch", device: "torch.device") -> None:
+    """Put the information profile of the checkpoint that generates into its folder."""
+    from sedd.checkpoint import best_or_newest, load_trained, save_profile
+    from sedd.generation import profile_of
+
+    checkpoint = best_or_newest(config.checkpoints)
+    trained = load_trained(checkpoint, config.model)
+    trained.denoiser.to(device)
+    save_profile(checkpoint, profile_of(trained, validation))
 
 
 def _mean(value: "torch.Tensor") -> "torch.Tensor":

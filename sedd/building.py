@@ -1,5 +1,6 @@
 """From what is known of the data to a denoiser, its contexts and its batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from sedd.data.batches import BatchOrder
 from sedd.data.cells import Cells
 from sedd.data.reference import Reference
 from sedd.data.shards import Shards
+from sedd.data.vocabulary import Parts
 from sedd.model.config import ModelConfig
 from sedd.model.embeddings import ordinal_basis
 from sedd.model.inputs import Batch, Condition, Contexts, Initial, Sizes
@@ -26,15 +28,18 @@ def build_denoiser(config: ModelConfig, reference: Reference, *, seed: int = 0) 
         num_perturbations=len(reference.vocabulary.perturbations),
         num_cell_types=len(reference.vocabulary.cell_types),
     )
+    parts = reference.vocabulary.parts()
     initial = Initial(
         basis=torch.from_numpy(ordinal_basis(tokenizer.centers, config.ordinal_rank)),
-        levels=torch.from_numpy(levels(reference)),
-        tilt=torch.from_numpy(reference.effects.tilt),
+        levels=torch.from_numpy(tokenizer.levels),
+        direction=torch.from_numpy(reference.effects.direction),
         gene_mean=torch.from_numpy(scales.gene_mean),
         gene_std=torch.from_numpy(scales.gene_std),
         components=torch.from_numpy(scales.components),
         depth_mean=float(scales.log_depth[0]),
         depth_std=float(scales.log_depth[1]),
+        parts=torch.from_numpy(parts.of),
+        targets=torch.from_numpy(_targets(parts, reference.vocabulary.genes)),
         perturbation_vectors=_maybe_tensor(reference.perturbation_vectors),
         cell_type_vectors=_maybe_tensor(reference.cell_type_vectors),
     )
@@ -44,18 +49,14 @@ def build_denoiser(config: ModelConfig, reference: Reference, *, seed: int = 0) 
 
 
 def build_contexts(config: ModelConfig, reference: Reference) -> Contexts:
-    """Control features and output prior of every cell type."""
+    """Control features, output prior and expected effects of every cell type."""
     share = config.global_share if config.output_prior else 1.0
+    tilt = torch.from_numpy(reference.effects.tilt)
     return Contexts(
         torch.from_numpy(reference.controls.features()),
         torch.from_numpy(reference.controls.log_prior(global_share=share)),
+        tilt if config.effect_prior else torch.zeros_like(tilt),
     )
-
-
-def levels(reference: Reference) -> np.ndarray:
-    """log1p of the mean value of each bin (the value itself for log1p data)."""
-    centers = reference.tokenizer.centers.astype(np.float32)
-    return np.log1p(centers) if reference.tokenizer.kind == "counts" else centers
 
 
 def token_batches(shards: Shards, config: TrainingConfig) -> "TokenBatches":
@@ -124,6 +125,13 @@ class TokenBatches:
                 log_depth=torch.from_numpy(self.log_depth[rows].astype(np.float32)),
             ),
         )
+
+
+def _targets(parts: Parts, genes: Sequence[str]) -> Int[np.ndarray, "perturbations most"]:
+    """Number of the gene that has the name of each part; -1 where none has."""
+    number = {name: index for index, name in enumerate(genes)}
+    gene = np.array([number.get(name, -1) for name in parts.names])
+    return np.where(parts.of >= 0, gene[parts.of], -1)
 
 
 def _maybe_tensor(vectors: np.ndarray | None) -> torch.Tensor | None:

@@ -7,6 +7,7 @@
     average.safetensors    their exponential moving average: what generates
     optimizer.safetensors  AdamW's moments
     state.json             step, best validation NELBO, model, data and split digests, versions
+    information_profile.json   what visible genes tell of the others; only where measured
     MANIFEST.json          the hash of each file
 
 Nothing in it is ever executed on loading: tensors are safetensors, the rest is text.
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from sedd.building import build_contexts, build_denoiser
 from sedd.data.reference import Reference
+from sedd.diffusion.schedule import InformationProfile
 from sedd.errors import StorageError
 from sedd.model.config import ModelConfig
 from sedd.model.inputs import Contexts
@@ -38,6 +40,7 @@ from sedd.training import TrainingState, start
 from sedd.training_config import TrainingConfig
 
 BEST = "best"
+PROFILE = "information_profile.json"
 STEP = re.compile(r"step_(\d{8})")
 
 
@@ -51,6 +54,8 @@ class Trained:
     digest: str
     """Hash of the averaged weights and the reference."""
     step: int
+    profile: InformationProfile | None = None
+    """Measured on validation cells at the end of training, if there were any."""
 
 
 def save_checkpoint(
@@ -78,6 +83,18 @@ def save_checkpoint(
     for old in earlier[keep - 1 :]:
         shutil.rmtree(root / f"step_{old:08d}", ignore_errors=True)
     return folder
+
+
+def save_profile(folder: Path, profile: InformationProfile) -> None:
+    """Put the information profile into a checkpoint; the folder is replaced in one step.
+
+    Raises:
+        StorageError: The checkpoint is damaged or the disk refuses; it stays as it was.
+    """
+    verify_folder(folder)
+    with whole_folder(folder) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        (temporary / PROFILE).write_text(profile.to_json(), encoding="utf-8")
 
 
 def load_training(
@@ -118,7 +135,14 @@ def load_trained(folder: Path, model: ModelConfig) -> Trained:
     parts = [file_digest(folder / name) for name in names]
     digest = hashlib.sha256("".join(parts).encode()).hexdigest()
     denoiser.eval().requires_grad_(requires_grad=False)
-    return Trained(denoiser, build_contexts(model, reference), reference, digest, saved["step"])
+    return Trained(
+        denoiser,
+        build_contexts(model, reference),
+        reference,
+        digest,
+        saved["step"],
+        _load_profile(folder / PROFILE),
+    )
 
 
 def newest_valid(root: Path, *, set_aside: bool = True) -> Path | None:
@@ -216,6 +240,10 @@ def _write(
         **provenance,
     }
     (folder / "state.json").write_text(json.dumps(counters, indent=1, ensure_ascii=False))
+
+
+def _load_profile(path: Path) -> InformationProfile | None:
+    return InformationProfile.from_json(path.read_text()) if path.is_file() else None
 
 
 def _optimizer_tensors(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:

@@ -8,24 +8,23 @@ drawn in, or how many processes share them.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Float32, Int, Num, Shaped
 from torch import Generator, Tensor
 
 from sedd.checkpoint import Trained
 from sedd.data.controls import ControlCells
+from sedd.data.reference import Reference
 from sedd.diffusion import sampling
 from sedd.diffusion.graph import AbsorbingGraph
 from sedd.diffusion.noise import LogLinearNoise
-from sedd.errors import DataError
+from sedd.diffusion.schedule import InformationProfile, measure_profile, measured_blocks
+from sedd.errors import DataError, UsageError
 from sedd.inference import InferenceConfig
-from sedd.model.inputs import Condition
-
-NEARLY_CERTAIN = 0.99
-"""Effects more reliable than this are left alone: shrinking costs a third network evaluation."""
+from sedd.laws import Law, perturbed_law
+from sedd.model.inputs import Batch, Condition
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Unit:
         """Hash of all that fixes the unit's cells."""
         fixed = (
             model_digest, config.seed, config.mode, config.sampler, config.num_steps,
-            config.temperature, config.shrink_effects, config.shard_size,
+            config.block_schedule, config.temperature, config.shrink_effects, config.guidance,
+            config.effect_anchor, config.shard_size,
             self.cell_type, self.perturbation, self.shard, self.num_cells,
         )  # fmt: skip
         return hashlib.sha256(repr(fixed).encode()).hexdigest()
@@ -57,6 +57,35 @@ class GeneratedCells:
     control_row: Int[np.ndarray, " cells"]
     """Row, in the training file, of the control cell each cell took its depth (and, in
     counterfactual mode, its quantiles) from."""
+
+    def log1p_cp10k(self) -> Float32[np.ndarray, "cells genes"]:
+        """log1p of counts per 10,000 of the depth, as `Cells.log1p_cp10k`; log1p values as is."""
+        return log1p_cp10k(self.values, self.depth)
+
+
+def control_names(reference: Reference, cells: GeneratedCells) -> Shaped[np.ndarray, " cells"]:
+    """Name, in the training file, of the control cell each counterfactual cell is the twin of."""
+    return reference.control_names[reference.control_cells.positions(cells.control_row)]
+
+
+def effect_size(reference: Reference, cells: GeneratedCells) -> Float[np.ndarray, " cells"]:
+    """How far each counterfactual cell moved from its control cell.
+
+    The Euclidean length, over the genes, of the change in log1p of counts per 10,000; 0 for a cell
+    that is its control cell.
+    """
+    at = reference.control_cells.positions(cells.control_row)
+    control = log1p_cp10k(reference.control_cells.values[at], reference.control_cells.depth[at])
+    return np.linalg.norm((cells.log1p_cp10k() - control).astype(np.float64), axis=1)
+
+
+def log1p_cp10k(
+    values: Num[np.ndarray, "cells genes"], depth: Float[np.ndarray, " cells"]
+) -> Float32[np.ndarray, "cells genes"]:
+    """log1p of counts per 10,000 of each cell's depth; values that are no counts stay."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.float32)
+    return np.log1p(values * (1e4 / depth)[:, None]).astype(np.float32)
 
 
 def plan_units(
@@ -102,6 +131,39 @@ def generate_unit(trained: Trained, unit: Unit, config: InferenceConfig) -> Gene
     return GeneratedCells(unit, values, controls.depth, controls.row)
 
 
+def profile_of(trained: Trained, cells: Batch, *, seed: int = 0) -> InformationProfile:
+    """How much each number of visible genes tells of the others, on cells kept back."""
+    device = trained.denoiser.basis.device
+    contexts = trained.contexts.to(device)
+
+    def denoise(tokens: Int[Tensor, "batch genes"], rows: slice) -> Float[Tensor, "batch _ bins"]:
+        condition = cells.condition.select(rows).to(device)
+        return trained.denoiser(tokens.to(device), condition, contexts)
+
+    clean = cells.tokens.long().cpu()
+    graph = AbsorbingGraph(trained.denoiser.sizes.num_bins)
+    return measure_profile(denoise, clean, graph, generator=Generator().manual_seed(seed))
+
+
+def blocks_for(trained: Trained, config: InferenceConfig) -> list[int]:
+    """Sizes of the blocks of genes that are revealed one after another.
+
+    Raises:
+        UsageError: `block_schedule` is "measured" and the model has no information profile.
+    """
+    if config.block_schedule == "even":
+        return sampling.even_blocks(trained.denoiser.sizes.num_genes, config.num_steps)
+    if trained.profile is None:
+        message = (
+            "inference.block_schedule is 'measured', but the checkpoint has no information "
+            "profile. It is measured on validation cells when training ends: finish the run with "
+            "`python -m pipelines.train --resume auto` (if split.validation_fraction is 0, train "
+            "again with e.g. 0.05), or use --set inference.block_schedule=even."
+        )
+        raise UsageError(message)
+    return measured_blocks(trained.profile, config.num_steps)
+
+
 def _start_from(controls: ControlCells, unit: Unit, config: InferenceConfig) -> ControlCells:
     """Control cells of this shard: each is used once before any is used twice."""
     rng = np.random.default_rng([config.seed, int(controls.cell_type[0])])
@@ -129,15 +191,12 @@ def _sample(
         label=torch.from_numpy(controls.cell_type).to(device),
         log_depth=torch.from_numpy(np.log(controls.depth).astype(np.float32)).to(device),
     )
-    reliability = float(trained.reference.effects.reliability[perturbation])
-    share = reliability if config.shrink_effects and reliability < NEARLY_CERTAIN else 1.0
-    contexts = trained.contexts.to(device)
-    unperturbed = partial(_logits, trained, asked.as_control(), contexts)
-    perturbed = partial(_shrunk_logits, trained, asked, contexts, share)
+    perturbed = perturbed_law(trained, asked, config)
+    unperturbed = Law(denoiser, asked.as_control(), trained.contexts.to(device))
     graph = AbsorbingGraph(denoiser.sizes.num_bins)
     generator = Generator(device).manual_seed(seed)
     shape = (len(controls.row), denoiser.sizes.num_genes)
-    blocks = sampling.even_blocks(shape[1], config.num_steps)
+    blocks = blocks_for(trained, config)
     chosen = {"generator": generator, "temperature": config.temperature}
     if config.mode == "counterfactual":
         own = torch.from_numpy(trained.reference.tokenizer.encode(controls.values)).long()
@@ -153,29 +212,3 @@ def _sample(
             reveal=reveal(LogLinearNoise()), num_steps=config.num_steps, **chosen,
         )  # fmt: skip
     return tokens.cpu().numpy()
-
-
-def _logits(
-    trained: Trained,
-    condition: Condition,
-    contexts: object,
-    tokens: Tensor,
-    genes: Tensor | None,
-) -> Tensor:
-    return trained.denoiser(tokens, condition, contexts, genes)
-
-
-def _shrunk_logits(
-    trained: Trained,
-    condition: Condition,
-    contexts: object,
-    share: float,
-    tokens: Tensor,
-    genes: Tensor | None,
-) -> Tensor:
-    """Logits between "control" (share 0) and the perturbation (share 1)."""
-    perturbed = trained.denoiser(tokens, condition, contexts, genes)
-    if share == 1 or not condition.perturbation.any():
-        return perturbed
-    control = trained.denoiser(tokens, condition.as_control(), contexts, genes)
-    return torch.lerp(control, perturbed, share)

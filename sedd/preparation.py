@@ -5,26 +5,34 @@ statistic or a file written here.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import sparse
+from jaxtyping import Float, Int, UInt8
 
 from sedd.data.cells import Cells
 from sedd.data.choices import DataConfig
-from sedd.data.controls import ControlCells, control_statistics
-from sedd.data.effects import measure_effects
-from sedd.data.reference import Reference, measure_scales
+from sedd.data.controls import ControlCells, ControlStatistics, control_statistics
+from sedd.data.effects import (
+    ControlLaw,
+    PerturbationEffects,
+    expected_shifts,
+    measure_reliability,
+    measure_shifts,
+)
+from sedd.data.genes import choose_genes
+from sedd.data.kriging import correlation_distance
+from sedd.data.reference import Reference, Scales, measure_scales
 from sedd.data.shards import Shards
 from sedd.data.splits import Split
 from sedd.data.tokens import Tokenizer
 from sedd.data.vectors import read_vectors
-from sedd.data.vocabulary import Vocabulary, unknown_names_message
-from sedd.errors import DataError, UsageError
+from sedd.data.vocabulary import Parts, Vocabulary
+from sedd.errors import UsageError
 from sedd.model.config import ModelConfig
-from sedd.model.embeddings import ordinal_basis
 from sedd.storage import file_digest
 
 
@@ -41,6 +49,7 @@ def prepare(
         perturbations=cells.perturbation,
         cell_types=cells.cell_type,
         control_name=config.control_name,
+        separator=config.combination_separator,
     )
     _require_meaning(vocabulary, cells, split, config)
     row = np.sort(np.concatenate([split.train, split.validation]))
@@ -53,7 +62,8 @@ def prepare(
         exact=config.exact_counts,
         ratio=config.bin_ratio,
     )
-    reference = _measure(train, row[~validation], vocabulary, tokenizer, config, model, seed)
+    measured = _TrainingCells(train, row[~validation], vocabulary, tokenizer, config, model, seed)
+    reference = measured.reference()
     return Shards(
         reference,
         tokenizer.encode(kept.expression.toarray()),
@@ -68,15 +78,22 @@ def prepare(
 def _require_meaning(
     vocabulary: Vocabulary, cells: Cells, split: Split, config: DataConfig
 ) -> None:
-    """Refuse perturbations that no training cell shows and no given vector describes."""
+    """Refuse perturbations with a part that no training cell shows and no vector describes."""
     if config.cond_labels_pt_path is not None:
         return
-    unseen = sorted(set(vocabulary.perturbations) - set(cells.perturbation[split.train]))
+    parts = vocabulary.parts()
+    shown = vocabulary.perturbation_ids(set(cells.perturbation[split.train]))
+    known = set(parts.of[shown].ravel().tolist()) | {-1}
+    unseen = [
+        name
+        for name, row in zip(vocabulary.perturbations, parts.of.tolist(), strict=True)
+        if not known.issuperset(row)
+    ]
     if unseen:
         message = (
-            f"No training cell shows {len(unseen)} of the perturbations, e.g. {unseen[:3]}, so "
-            "the model cannot know what they mean. Give vectors of the perturbations with "
-            "--cond_labels_pt_path, or hold out fewer."
+            f"No training cell shows {len(unseen)} of the perturbations (or a part of them), e.g. "
+            f"{unseen[:3]}, so the model cannot know what they mean. Give vectors of the "
+            "perturbations with --cond_labels_pt_path, or hold out fewer."
         )
         raise UsageError(message)
 
@@ -85,8 +102,9 @@ def shard_settings(data: DataConfig, model: ModelConfig, *, seed: int) -> dict[s
     """Every setting that changes what `prepare` writes; part of the shards' fingerprint."""
     settings = {
         name: getattr(data, name)
-        for name in ("num_genes", "gene_list", "layer", "depth_col", "input_kind", "exact_counts",
-                     "bin_ratio", "control_cells_per_type", "control_name")
+        for name in ("num_genes", "gene_list", "combination_separator", "layer", "depth_col",
+                     "input_kind", "exact_counts", "bin_ratio", "control_cells_per_type",
+                     "control_name")
     }  # fmt: skip
     for name in ("gene_list", "cond_labels_pt_path", "celltype_labels_pt_path"):
         path = getattr(data, name)
@@ -95,113 +113,130 @@ def shard_settings(data: DataConfig, model: ModelConfig, *, seed: int) -> dict[s
     return settings | {name: getattr(model, name) for name in model_settings} | {"seed": seed}
 
 
-def choose_genes(cells: Cells, split: Split, config: DataConfig) -> list[str]:
-    """The given genes, all of them, or the most variable ones among training cells."""
-    if config.gene_list is not None:
-        return _listed_genes(cells, Path(config.gene_list))
-    if config.num_genes == "all" or config.num_genes >= len(cells.genes):
-        return list(cells.genes)
-    import anndata
-    import scanpy
-    import torch
+@dataclass(frozen=True, eq=False)
+class _TrainingCells:
+    """Training cells over the chosen genes, and how they are to be measured."""
 
-    threads = torch.get_num_threads()
-    data = anndata.AnnData(sparse.csr_matrix(_sparse_log1p_cp10k(cells.select(split.train))))
-    scanpy.pp.highly_variable_genes(data, n_top_genes=config.num_genes)
-    torch.set_num_threads(threads)  # numba, inside scanpy, gives OpenMP all cores
-    # Ranked here, because scanpy takes every gene that ties with the last one.
-    dispersion = data.var["dispersions_norm"].fillna(-np.inf).to_numpy()
-    chosen = np.argsort(-dispersion, kind="stable")[: config.num_genes]
-    return [cells.genes[index] for index in np.sort(chosen)]
+    cells: Cells
+    row: Int[np.ndarray, " cells"]
+    """Row of each in the training file."""
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    data: DataConfig
+    model: ModelConfig
+    seed: int
 
+    def reference(self) -> Reference:
+        """Everything the model starts from."""
+        values = self.cells.expression.toarray()
+        tokens = self.tokenizer.encode(values)
+        controls = control_statistics(
+            tokens,
+            self.log1p,
+            cell_type=self.cell_type,
+            is_control=self.perturbation == 0,
+            num_types=len(self.vocabulary.cell_types),
+            num_bins=self.tokenizer.num_bins,
+        )
+        law = ControlLaw.of(
+            controls.log_prior(
+                global_share=self.model.global_share if self.model.output_prior else 1.0
+            ),
+            self.tokenizer,
+            depth=self.cells.depth,
+            cell_type=self.control_type,
+        )
+        vectors = _vectors(
+            self.data.cond_labels_pt_path,
+            self.vocabulary.parts().names,
+            zero=self.vocabulary.control_name,
+        )
+        chosen = _some_controls(
+            self.perturbation, self.cell_type, self.data.control_cells_per_type, self.seed
+        )
+        return Reference(
+            self.vocabulary,
+            self.tokenizer,
+            controls,
+            ControlCells(
+                self.cell_type[chosen],
+                self.row[chosen],
+                self.cells.depth[chosen],
+                values[chosen],
+            ),
+            self._effects(controls, law, vectors),
+            self._scales(tokens),
+            self.cells.names[chosen],
+            perturbation_vectors=vectors,
+            cell_type_vectors=_vectors(
+                self.data.celltype_labels_pt_path, self.vocabulary.cell_types
+            ),
+        )
 
-def _sparse_log1p_cp10k(cells: Cells) -> sparse.csr_array:
-    values = cells.expression.astype(np.float32)
-    if cells.kind == "log1p":
-        return values
-    per_entry = np.repeat((1e4 / cells.depth).astype(np.float32), np.diff(values.indptr))
-    values.data = np.log1p(values.data * per_entry)
-    return values
+    @cached_property
+    def log1p(self) -> Float[np.ndarray, "cells genes"]:
+        """Expression of every cell, log1p of counts per 10k."""
+        return self.cells.log1p_cp10k()
 
+    @cached_property
+    def perturbation(self) -> Int[np.ndarray, " cells"]:
+        """Number of each cell's perturbation."""
+        return self.vocabulary.perturbation_ids(self.cells.perturbation)
 
-def _listed_genes(cells: Cells, path: Path) -> list[str]:
-    if not path.is_file():
-        raise UsageError(f"data.gene_list {path} does not exist; wanted one gene name per line.")
-    wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    wanted = list(dict.fromkeys(name for name in wanted if name))
-    known = set(cells.genes)
-    unknown = [name for name in wanted if name not in known]
-    if not wanted:
-        message = f"data.gene_list {path} is empty; wanted one gene name per line."
-        raise DataError(message)
-    if unknown:
-        message = f"data.gene_list {path}: " + unknown_names_message(unknown, cells.genes, "gene")
-        raise DataError(message)
-    return wanted
+    @cached_property
+    def cell_type(self) -> Int[np.ndarray, " cells"]:
+        """Number of each cell's type."""
+        return self.vocabulary.cell_type_ids(self.cells.cell_type)
 
+    @property
+    def control_type(self) -> Int[np.ndarray, " cells"]:
+        """Number of the type of each control cell, -1 for perturbed ones."""
+        return np.where(self.perturbation == 0, self.cell_type, -1)
 
-def _measure(
-    train: Cells,
-    row: Int[np.ndarray, " cells"],
-    vocabulary: Vocabulary,
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    model: ModelConfig,
-    seed: int,
-) -> Reference:
-    """Everything the model starts from, from training cells; `row` is their row in the file."""
-    values = train.expression.toarray()
-    tokens = tokenizer.encode(values)
-    log1p = train.log1p_cp10k()
-    perturbation = vocabulary.perturbation_ids(train.perturbation)
-    cell_type = vocabulary.cell_type_ids(train.cell_type)
-    share = model.global_share if model.output_prior else 1.0
-    controls = control_statistics(
-        tokens,
-        log1p,
-        cell_type=cell_type,
-        is_control=perturbation == 0,
-        num_types=len(vocabulary.cell_types),
-        num_bins=tokenizer.num_bins,
-    )
-    effects = measure_effects(
-        tokens,
-        log1p,
-        cell_type=cell_type,
-        perturbation=perturbation,
-        log_prior=controls.log_prior(global_share=share),
-        basis=ordinal_basis(tokenizer.centers, model.ordinal_rank),
-        num_perturbations=len(vocabulary.perturbations),
-    )
-    level = tokenizer.expected(tokens)
-    scales = measure_scales(
-        np.log1p(level) if tokenizer.kind == "counts" else level,
-        train.depth,
-        num_factors=max(1, model.token_encoder),
-        seed=seed,
-    )
-    chosen = _some_controls(perturbation, cell_type, config.control_cells_per_type, seed)
-    control_cells = ControlCells(
-        cell_type[chosen], row[chosen], train.depth[chosen], values[chosen]
-    )
-    return Reference(
-        vocabulary,
-        tokenizer,
-        controls,
-        control_cells,
-        effects,
-        scales,
-        perturbation_vectors=_vectors(
-            config.cond_labels_pt_path, vocabulary.perturbations, zero=vocabulary.control_name
-        ),
-        cell_type_vectors=_vectors(config.celltype_labels_pt_path, vocabulary.cell_types),
-    )
+    def _effects(
+        self,
+        controls: ControlStatistics,
+        law: ControlLaw,
+        vectors: Float[np.ndarray, "parts given"] | None,
+    ) -> PerturbationEffects:
+        shifts = measure_shifts(
+            self.log1p,
+            cell_type=self.cell_type,
+            perturbation=self.perturbation,
+            num_types=len(self.vocabulary.cell_types),
+            num_perturbations=len(self.vocabulary.perturbations),
+        )
+        expected = expected_shifts(
+            shifts,
+            correlation_distance(controls.mean_log1p),
+            combinations=self.vocabulary.combinations(),
+            vectors=None if vectors is None else _of_wholes(vectors, self.vocabulary.parts()),
+        )
+        return PerturbationEffects(
+            law.tilts(expected), law.direction.astype(np.float32), measure_reliability(shifts)
+        )
+
+    def _scales(self, tokens: UInt8[np.ndarray, "cells genes"]) -> Scales:
+        level = self.tokenizer.expected(tokens)
+        return measure_scales(
+            np.log1p(level) if self.tokenizer.kind == "counts" else level,
+            self.cells.depth,
+            num_factors=max(1, self.model.token_encoder),
+            seed=self.seed,
+        )
 
 
 def _vectors(
     path: str | None, names: Sequence[str], *, zero: str | None = None
 ) -> Float[np.ndarray, "names given"] | None:
     return None if path is None else read_vectors(Path(path), names, zero=zero)
+
+
+def _of_wholes(
+    vectors: Float[np.ndarray, "parts given"], parts: Parts
+) -> Float[np.ndarray, "perturbations given"]:
+    """Vector of each perturbation: the sum over its parts."""
+    return (vectors[parts.of] * (parts.of >= 0)[..., None]).sum(1)
 
 
 def _some_controls(

@@ -108,7 +108,8 @@ def folder_names(labels: list[str]) -> dict[str, str]:
 
 
 def _write_manifest(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    names = sorted(files - {MANIFEST})  # a folder that was copied from another brings its own
     for name in names:
         _flush(folder / name)
     content = {"sha256": {name: file_digest(folder / name) for name in names}}

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from sedd.diffusion.graph import AbsorbingGraph, stratified_mask_counts
 from sedd.diffusion.loss import nelbo_per_gene
 from sedd.errors import ConfigError
-from sedd.model.inputs import Batch, Contexts
+from sedd.model.inputs import Batch, Condition, Contexts
 from sedd.model.transformer import Denoiser
 from sedd.training_config import TrainingConfig
 
@@ -116,7 +116,7 @@ def train(
     while state.step < max_steps and not _out_of_patience(state, config):
         learning_rate = config.learning_rate * _schedule(state.step, max_steps, config.warmup_steps)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate"]
+            group["lr"] = learning_rate
         model.train()
         noised, batch = _noised(batches(state.step), graph, config, state, workers)
         with autocast(device, config.precision):
@@ -201,11 +201,21 @@ def _noised(
     everything = torch.rand(num_cells, generator=generator, device=device) < config.fully_masked
     counts = torch.where(everything, num_genes, counts)
     noised = graph.mask_exactly(batch.tokens.long(), counts, generator=generator)
-    hidden = torch.rand(num_cells, generator=generator, device=device)
-    hidden = hidden < state.denoiser.config.cell_type_label_dropout
-    told = batch.condition.with_hidden_labels(hidden, state.denoiser.sizes.num_cell_types)
+    told = _hide(batch.condition, state.denoiser, generator)
     rows = workers.share(num_cells)
     return noised[rows], Batch(batch.tokens[rows], told.select(rows))
+
+
+def _hide(condition: Condition, denoiser: Denoiser, generator: Generator) -> Condition:
+    """Do not tell the model some of the cell-type labels and perturbations."""
+    config, sizes = denoiser.config, denoiser.sizes
+    shape, device = condition.label.shape, condition.label.device
+    hidden = torch.rand(shape, generator=generator, device=device) < config.cell_type_label_dropout
+    condition = condition.with_hidden_labels(hidden, sizes.num_cell_types)
+    if config.condition_dropout == 0:
+        return condition
+    hidden = torch.rand(shape, generator=generator, device=device) < config.condition_dropout
+    return condition.with_hidden_perturbations(hidden, sizes.num_perturbations)
 
 
 def _out_of_patience(state: TrainingState, config: TrainingConfig) -> bool:
@@ -245,18 +255,12 @@ def _validate(
 
 
 def _optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.AdamW:
-    decayed, plain, tilts = [], [], []
-    for name, parameter in denoiser.named_parameters():
-        if name == "tilt":
-            tilts.append(parameter)
-        else:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    decayed = [parameter for parameter in denoiser.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in denoiser.parameters() if parameter.ndim <= 1]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, "rate": 1.0},
-        {"params": plain, "weight_decay": 0.0, "rate": 1.0},
-        {"params": tilts, "weight_decay": 0.0, "rate": config.tilt_learning_rate},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
     fused = next(denoiser.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=fused)
 

@@ -22,11 +22,9 @@ class TrainingConfig:
     warmup_steps: int = 50
     """Steps of linear warm-up before the cosine."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of matrices; biases and tilts have none."""
+    """Decoupled weight decay of matrices; biases have none."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
-    tilt_learning_rate: float = 2.5
-    """Learning rate of the additive tilt, as a multiple of learning_rate."""
     ema_decay: float = 0.999
     """Decay of the averaged weights; (1 + step) / (10 + step) while that is smaller."""
     fully_masked: float = 0.1
@@ -55,7 +53,7 @@ class TrainingConfig:
         for name in positive:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 problems.append(f"training.{name} is {getattr(self, name)}, wanted more than 0.")
-        for name in ("warmup_steps", "weight_decay", "tilt_learning_rate"):
+        for name in ("warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 problems.append(f"training.{name} is {getattr(self, name)}, wanted 0 or more.")
         for name in ("fully_masked", "balance", "ema_decay"):

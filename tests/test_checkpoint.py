@@ -16,9 +16,12 @@ from sedd.checkpoint import (
     load_trained,
     load_training,
     newest_valid,
+    rewind_to,
     save_checkpoint,
+    save_profile,
 )
 from sedd.config import Config, from_yaml
+from sedd.diffusion.schedule import InformationProfile
 from sedd.errors import StorageError
 from sedd.model.config import ModelConfig
 from sedd.storage import folder_digest, verify_folder
@@ -122,7 +125,63 @@ def test_a_checkpoint_explains_itself(tmp_path):
     assert state["versions"]["torch"] == torch.__version__
 
 
+# The information profile.
+
+PROFILE = InformationProfile(40, (0, 3, 17), (1.5, 1.25, 1 / 3))
+
+
+def test_a_profile_is_put_into_a_checkpoint_and_comes_back_with_the_model(tmp_path):
+    folder = save(tmp_path, tiny_run())
+    before = load_trained(folder, TINY_MODEL)
+
+    save_profile(folder, PROFILE)
+
+    after = load_trained(folder, TINY_MODEL)
+    assert names(folder) == FILES | {"information_profile.json"}
+    assert (before.profile, after.profile) == (None, PROFILE)
+    assert before.digest == after.digest
+    assert json.loads((folder / "information_profile.json").read_text())["num_genes"] == 40
+    verify_folder(folder)
+    (folder / "information_profile.json").write_text("{}")
+    with pytest.raises(StorageError):
+        load_trained(folder, TINY_MODEL)
+
+
+def test_a_profile_that_cannot_be_written_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
+    folder = save(tmp_path, tiny_run())
+    before = folder_digest(folder)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.shutil, "copytree", full)
+    with pytest.raises(StorageError, match="No space left"):
+        save_profile(folder, PROFILE)
+
+    assert folder_digest(folder) == before
+    assert names(tmp_path) == {folder.name}
+
+
+def test_a_damaged_checkpoint_is_not_made_whole_by_a_profile(tmp_path):
+    folder = save(tmp_path, tiny_run())
+    damage(folder)
+
+    with pytest.raises(StorageError, match="changed after it was written"):
+        save_profile(folder, PROFILE)
+
+
 # What is kept.
+
+
+def test_a_checkpoint_from_elsewhere_is_copied_in_and_becomes_the_newest(tmp_path):
+    folder = save(tmp_path / "there", at_step(tiny_run(), 10))
+    save(tmp_path / "here", at_step(tiny_run(), 20))
+
+    rewind_to(tmp_path / "here", folder)
+
+    assert newest_valid(tmp_path / "here").name == "step_00000010"
+    assert names(tmp_path / "here") == {"step_00000010", "step_00000020.superseded"}
+    assert folder_digest(tmp_path / "here" / "step_00000010") == folder_digest(folder)
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
@@ -286,7 +345,7 @@ def test_without_a_checkpoint_the_way_to_one_is_told(tmp_path):
         ({"genes_per_token": 1}, "model.genes_per_token 8, the configuration says 1"),
         ({"ordinal_rank": None}, "model.ordinal_rank 5, the configuration says None"),
         ({"global_share": 0.5}, "model.global_share 0.1, the configuration says 0.5"),
-        ({"additive_tilt": False}, "model.additive_tilt True, the configuration says False"),
+        ({"effect_prior": False}, "model.effect_prior True, the configuration says False"),
     ],
 )
 def test_a_model_of_another_shape_is_refused_with_the_difference(tmp_path, changed, difference):

@@ -222,6 +222,14 @@ def test_an_unknown_key_is_named_whole_with_the_place_it_belongs_to(setting, nea
         (["training.ema_decay=.nan"], "training.ema_decay is nan, wanted 0 to 1"),
         (["training.warmup_steps=-1"], "training.warmup_steps is -1, wanted 0 or more"),
         (["inference.sampler=euler"], "set inference.mode=population to use it"),
+        (
+            [
+                "inference.sampler=euler",
+                "inference.mode=population",
+                "inference.block_schedule=measured",
+            ],
+            "set inference.sampler=blocks to use it",
+        ),
         (["inference.mode=magic"], "inference.mode: Input should be 'counterfactual' or 'pop"),
         (
             ["scaling.num_workers=0", "scaling.num_actors=0"],

@@ -11,10 +11,19 @@ from sedd.building import build_contexts, build_denoiser
 from sedd.checkpoint import Trained
 from sedd.data.choices import DataConfig
 from sedd.data.splits import SplitConfig, make_split
+from sedd.diffusion.schedule import InformationProfile
 from sedd.errors import DataError, UsageError
-from sedd.generation import GeneratedCells, Unit, generate_unit, plan_units
+from sedd.generation import (
+    GeneratedCells,
+    Unit,
+    blocks_for,
+    generate_unit,
+    plan_units,
+    profile_of,
+)
 from sedd.inference import InferenceConfig
 from sedd.preparation import prepare
+from sedd.training import held_out_nelbo
 from tests.tiny_training import TINY_MODEL, tiny_run, tiny_shards, without_b_cells
 from tests.worlds import a_cell_type_without_controls, tiny_cells
 
@@ -85,7 +94,8 @@ def test_the_key_of_a_unit_changes_with_all_that_fixes_its_cells():
     configs = [
         replace(config, seed=1), replace(config, num_steps=2), replace(config, temperature=0.9),
         replace(config, shrink_effects=False), replace(config, shard_size=9),
-        replace(config, mode="population"),
+        replace(config, guidance=1.5), replace(config, effect_anchor=0.25),
+        replace(config, mode="population"), replace(config, block_schedule="measured"),
         replace(config, mode="population", sampler="euler"),
     ]  # fmt: skip
 
@@ -287,6 +297,61 @@ def test_a_twin_keeps_more_of_its_control_than_a_stranger_does(trained):
     stranger = np.abs(part.values - np.roll(controls, 1, axis=0))[:, 26:].mean()
 
     assert twin < 0.5 * stranger
+
+
+# The blocks.
+
+
+def with_profile(trained: Trained, *entropy: float) -> Trained:
+    return replace(trained, profile=InformationProfile(40, tuple(range(len(entropy))), entropy))
+
+
+def test_even_blocks_need_no_profile_and_measured_blocks_follow_it(trained):
+    config = replace(POPULATION, num_steps=3)
+    measured, informed = (
+        replace(config, block_schedule="measured"),
+        with_profile(trained, 3.0, 2.0, 1.0),
+    )
+
+    assert blocks_for(trained, config) == blocks_for(informed, config) == [13, 14, 13]
+    assert blocks_for(informed, measured) == [1, 1, 38]
+
+
+@pytest.mark.parametrize("config", [COUNTERFACTUAL, POPULATION], ids=name_of)
+def test_cells_are_drawn_in_the_blocks_that_were_chosen(trained, config, monkeypatch):
+    asked = []
+    forward = type(trained.denoiser).forward
+
+    def recording(self, tokens, condition, contexts, genes=None):
+        if genes is not None:  # the marginal laws that anchor the effect ask for all genes
+            asked.append(genes.shape[1])
+        return forward(self, tokens, condition, contexts, genes)
+
+    monkeypatch.setattr(type(trained.denoiser), "forward", recording)
+    config = replace(config, num_steps=2, block_schedule="measured", shrink_effects=False)
+    generate_unit(with_profile(trained, 3.0, 2.0, 1.0), Unit("B cell", "raise", 0, 5), config)
+
+    assert list(dict.fromkeys(asked)) == [2, 38]
+
+
+def test_measured_blocks_without_a_profile_are_answered_with_the_way_to_one(trained):
+    config = replace(COUNTERFACTUAL, block_schedule="measured")
+
+    with pytest.raises(UsageError, match=r"no information profile.*--resume auto.*schedule=even"):
+        generate_unit(trained, Unit("B cell", "raise", 0, 5), config)
+
+
+def test_the_profile_of_a_model_gives_the_nelbo_that_training_measures(trained):
+    run = tiny_run()
+    cells = run.batches.of(np.arange(280))
+
+    profile = profile_of(trained, cells)
+
+    nelbo = held_out_nelbo(trained.denoiser, cells, trained.contexts, num_draws=16).mean().item()
+    # Both average over random masks of the same cells; the profile runs over 20 mask counts.
+    assert profile.nelbo([1] * 40) == pytest.approx(nelbo, abs=0.02)
+    assert profile.num_genes == 40
+    assert profile == profile_of(trained, cells) != profile_of(trained, cells, seed=1)
 
 
 # What cannot be asked.

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from sedd.diffusion.graph import AbsorbingGraph, stratified_mask_counts
 from sedd.errors import ConfigError
-from sedd.training import Workers, held_out_nelbo
+from sedd.training import Workers, _mix, held_out_nelbo
 from tests.tiny_training import TINY_MODEL, tiny_run, tiny_shards
 
-NOTHING_KNOWN = replace(TINY_MODEL, additive_tilt=False, output_prior=False)
+NOTHING_KNOWN = replace(TINY_MODEL, effect_prior=False, output_prior=False)
 
 
 def weights(module: nn.Module) -> list[torch.Tensor]:
@@ -69,7 +70,7 @@ def test_a_model_that_knows_nothing_learns_the_effects():
 
 
 def test_an_untrained_model_costs_what_the_prior_of_the_type_costs():
-    run = tiny_run(replace(TINY_MODEL, additive_tilt=False))
+    run = tiny_run(replace(TINY_MODEL, effect_prior=False))
     shards = tiny_shards()
     prior = shards.reference.controls.log_prior(global_share=0.1)
     tokens = run.validation.tokens.numpy()
@@ -139,6 +140,63 @@ def test_workers_together_see_the_noise_that_one_worker_sees(world_size):
     assert 0.14 < hidden < 0.86
 
 
+def test_perturbations_are_hidden_at_the_rate_that_was_asked_for():
+    model = replace(TINY_MODEL, condition_dropout=0.3)
+    run = tiny_run(model, batch_size=200, max_steps=8, learning_rate=1e-12, validate_every=1000)
+
+    asked = recorded(run, num_steps=8).asked
+
+    given = torch.cat([run.batches(step).condition.perturbation for step in range(8)])
+    told = torch.cat([condition.perturbation for _, condition in asked])
+    hidden = told == 3
+    # 1600 cells, control and perturbed alike, each hidden with probability 0.3: 4 sigma.
+    assert abs(hidden.double().mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 1600)
+    assert set(given[hidden].tolist()) == {0, 1, 2}
+    assert torch.equal(told[~hidden], given[~hidden])
+    assert all((condition.perturbation == 3).any() for _, condition in asked)
+
+
+def test_hiding_perturbations_changes_no_other_draw():
+    model = replace(TINY_MODEL, cell_type_label_dropout=0.5)
+    always, often = (
+        recorded(tiny_run(replace(model, condition_dropout=rate), learning_rate=1e-12)).asked
+        for rate in (0.0, 0.5)
+    )
+
+    for step, ((tokens, condition), (others, hidden)) in enumerate(zip(always, often, strict=True)):
+        assert torch.equal(others, tokens)
+        assert torch.equal(hidden.label, condition.label)
+        given = tiny_run(model).batches(step).condition
+        assert torch.equal(condition.perturbation, given.perturbation)
+        assert not torch.equal(hidden.perturbation, given.perturbation)
+
+
+def test_what_is_drawn_for_a_batch_is_counts_masks_and_hidden_labels_in_that_order():
+    """A model that is always told draws nothing for it: older runs go on as they would have."""
+    run = tiny_run(replace(TINY_MODEL, cell_type_label_dropout=0.5), learning_rate=1e-12)
+    batch, mask = run.batches(0), run.state.denoiser.sizes.num_bins
+    ((tokens, condition), *_) = recorded(run).asked
+
+    generator = torch.Generator().manual_seed(_mix(run.config.seed, 0))
+    counts = stratified_mask_counts(16, 40, generator=generator)
+    all_of_it = torch.rand(16, generator=generator) < run.config.fully_masked
+    counts = torch.where(all_of_it, 40, counts)
+    expected = AbsorbingGraph(mask).mask_exactly(batch.tokens.long(), counts, generator=generator)
+    hidden = torch.rand(16, generator=generator) < 0.5
+
+    assert torch.equal(tokens, expected)
+    assert torch.equal(condition.label, torch.where(hidden, 3, batch.condition.label))
+
+
+def test_a_model_that_is_not_always_told_learns_what_an_untold_cell_looks_like():
+    run = tiny_run(replace(TINY_MODEL, condition_dropout=0.5), max_steps=3)
+    assert not run.state.denoiser.perturbation.hidden.any()
+
+    run.steps()
+
+    assert run.state.denoiser.perturbation.hidden.abs().min() > 0
+
+
 def test_dropout_is_drawn_anew_at_every_step_and_by_every_worker():
     seeds = [
         seed
@@ -189,8 +247,8 @@ def test_the_learning_rate_climbs_then_falls_along_half_a_cosine():
     assert max(found) == found[3]
 
 
-def test_the_tilt_learns_at_its_own_rate_and_is_not_decayed():
-    run = tiny_run(weight_decay=0.5, tilt_learning_rate=3.0)
+def test_matrices_are_decayed_and_biases_are_not():
+    run = tiny_run(weight_decay=0.5)
     run.steps(1)
 
     groups = {
@@ -202,10 +260,8 @@ def test_the_tilt_learns_at_its_own_rate_and_is_not_decayed():
     assert len(groups) == len(list(run.state.denoiser.parameters()))
     named = {name: groups[id(p)] for name, p in run.state.denoiser.named_parameters()}
     matrix, bias = named["token_map"], named["final_modulation.bias"]
-    assert named["tilt"]["lr"] == pytest.approx(3 * matrix["lr"])
-    assert (named["tilt"]["weight_decay"], matrix["weight_decay"], bias["weight_decay"]) == (
-        0, 0.5, 0,
-    )  # fmt: skip
+    assert (matrix["weight_decay"], bias["weight_decay"]) == (0.5, 0)
+    assert bias["lr"] == matrix["lr"]
 
 
 @pytest.mark.parametrize("ema_decay", [0.999, 0.4])

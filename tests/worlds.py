@@ -146,6 +146,49 @@ def tiny_cells() -> Cells:
     )
 
 
+@dataclass(frozen=True)
+class OneSubpopulationResponds:
+    """Cells of one type, `responder` or not, before and after; row i is the same cell twice.
+
+    `log1p` is log1p of counts per 10,000 of the depth before.
+    """
+
+    responder: np.ndarray
+    control_counts: np.ndarray
+    perturbed_counts: np.ndarray
+
+    @property
+    def control_log1p(self) -> np.ndarray:
+        return self._log1p(self.control_counts)
+
+    @property
+    def perturbed_log1p(self) -> np.ndarray:
+        return self._log1p(self.perturbed_counts)
+
+    def _log1p(self, counts: np.ndarray) -> np.ndarray:
+        depth = self.control_counts.sum(1, keepdims=True)
+        return np.log1p(counts / depth * 1e4).astype(np.float32)
+
+
+def one_subpopulation_responds() -> OneSubpopulationResponds:
+    """200 cells that respond and 100 that do not, in random order; 50 genes of Poisson counts.
+
+    GENE000 to GENE009 have mean 2 and gain 10 more in responders; of GENE010 to GENE029 ten mark
+    the responders and ten the others (mean 10 and 1); the rest have mean 5. Nothing else changes,
+    and in the others nothing at all.
+    """
+    rng = np.random.default_rng(4)
+    responder = rng.permutation(np.repeat([True, False], [200, 100]))
+    means = np.full((300, 50), 5.0)
+    means[:, :10] = 2.0
+    means[:, 10:20] = np.where(responder, 10.0, 1.0)[:, None]
+    means[:, 20:30] = np.where(responder, 1.0, 10.0)[:, None]
+    control = rng.poisson(means)
+    gained = np.zeros_like(control)
+    gained[responder, :10] = rng.poisson(10.0, (200, 10))
+    return OneSubpopulationResponds(responder, control, control + gained)
+
+
 def _poisson_cells(
     means: np.ndarray,
     cell_types: list[str],

@@ -20,6 +20,8 @@ class DataConfig:
     """Label of unperturbed cells in the perturbation column."""
     num_genes: int | Literal["all"] = 2000
     """Most variable genes to model, chosen on training cells, or all."""
+    combination_separator: str | None = "+"
+    """Joins the names of perturbations applied together, as in A+B; null: names are opaque."""
     gene_list: str | None = None
     """Text file with one gene per line to model instead."""
     layer: str | None = None

@@ -75,6 +75,16 @@ class ControlCells:
             self.cell_type[chosen], self.row[chosen], self.depth[chosen], self.values[chosen]
         )
 
+    def positions(self, row: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
+        """Where the cells of these rows of the training file stand; ValueError if one does not."""
+        order = np.argsort(self.row)
+        found = order[np.searchsorted(self.row, row, sorter=order).clip(max=len(order) - 1)]
+        if not np.array_equal(self.row[found], row):
+            unknown = row[self.row[found] != row]
+            msg = f"Rows {unknown[:5].tolist()} of the training file are not among these cells."
+            raise ValueError(msg)
+        return found
+
 
 def histogram(
     tokens: UInt8[np.ndarray, "cells genes"], num_bins: int

@@ -1,159 +1,261 @@
-"""What a perturbation does in the training types, and how far that can be believed elsewhere.
+"""What a perturbation should do to a cell type, as far as all training cells together tell.
 
-`tilt`: per gene an exponential tilt of the control law that is shared by the types,
-    p(bin | type, perturbation) ~ p(bin | type, control) exp(theta . basis(bin)),
-fitted by maximum likelihood. It is the additive baseline in the language of bins, and the place
-the denoiser starts from. It is shrunk by how well it transfers: each training type is predicted
-from the others, and the share of the tilt that predicts best is kept.
+The expected shift of (cell type, perturbation):
 
-`reliability`: 1 - SE^2 / shift^2 of the mean shift over the training types; near 1 where effects
+    measured in some type                       kriging over the types (Cressie 1993)
+    a combination whose parts were measured     the sum of what is expected of its parts
+    described by a vector                       kriging over the perturbations of the type
+    none of these                               none
+
+For a training condition that is nearly what its own cells show, so that the network has little to
+learn about means that it could carry over wrongly to a held-out type, and much about how genes
+depend on each other.
+
+It becomes an exponential tilt of the control law that moves the mean so far.
+
+`reliability` is 1 - SE^2 / shift^2 of the mean shift over the training types; near 1 where effects
 are real, near 0 where they are noise. Generated effects are shrunk by it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
-from sedd.data.controls import histogram
+from sedd.data import kriging
+from sedd.data.kriging import Kernel, Measured
+from sedd.data.tilt import tilt_to_mean
+from sedd.data.tokens import Tokenizer
 
 MIN_CELLS = 30
-"""Perturbed cells that a type needs to have a say in what the perturbation does."""
+"""Perturbed cells, and controls, that a type needs to have a say in what the perturbation does."""
 
-SHARES = np.linspace(0, 1, 11)
-"""Shares of a fitted tilt that are tried on a left-out type."""
+SATURATION = 3.0
+"""log1p expression at which a tilt acts half as strongly: an exponential tilt that grew on with the
+count would blow up the tails, where the law is hardly known."""
+
+Combinations = Mapping[int, tuple[int, ...]]
+"""Numbers of the parts of each perturbation that is a combination of others."""
 
 
 @dataclass(frozen=True)
 class PerturbationEffects:
-    """Effects of each perturbation, in vocabulary order; control has none.
+    """Effects of each perturbation, in vocabulary order.
 
     Attributes:
-        tilt: Shrunk tilt on the ordinal basis.
-        transfer: Share of the tilt that predicts a left-out training type best.
+        tilt: Coefficient of `direction` in the log of the law.
+        direction: What a tilt multiplies: x / (1 + x / `SATURATION`) of the log1p expression x
+            that each bin stands for at the depths of the training cells.
         reliability: How much of the measured shift is not sampling noise.
     """
 
-    tilt: Float[np.ndarray, "perturbations genes rank"]
-    transfer: Float[np.ndarray, " perturbations"]
+    tilt: Float[np.ndarray, "types perturbations genes"]
+    direction: Float[np.ndarray, " bins"]
     reliability: Float[np.ndarray, " perturbations"]
 
 
-def measure_effects(
-    tokens: UInt8[np.ndarray, "cells genes"],
+@dataclass(frozen=True, eq=False)
+class Shifts:
+    """Mean shifts (log1p units) of the conditions that training cells show.
+
+    `measured` marks conditions with enough cells to have a say; the others hold zeros.
+    """
+
+    mean: Float[np.ndarray, "types perturbations genes"]
+    error: Float[np.ndarray, "types perturbations genes"]
+    """Squared standard error of `mean`."""
+    measured: Bool[np.ndarray, "types perturbations"]
+
+    def between_types(self, distance: Float[np.ndarray, "types types"]) -> "_Between":
+        """Kriging over the types."""
+        bare = _Between(self.mean, self.error, self.measured, distance, Kernel())
+        return bare.with_likeliest_kernel()
+
+    def between_perturbations(
+        self, vectors: Float[np.ndarray, "perturbations given"]
+    ) -> "_Between":
+        """Kriging over the perturbations, by their given vectors."""
+        mean, error = self.mean.swapaxes(0, 1), self.error.swapaxes(0, 1)
+        distance = kriging.correlation_distance(vectors)
+        bare = _Between(mean, error, self.measured.T, distance, Kernel())
+        return bare.with_likeliest_kernel()
+
+
+@dataclass(frozen=True, eq=False)
+class ControlLaw:
+    """The law that effects tilt: the model's output prior, bins of each gene of each type.
+
+    Attributes:
+        probabilities: Rows sum to 1.
+        level: log1p expression that each bin stands for at the depths of the type.
+        direction: What a tilt multiplies.
+    """
+
+    probabilities: Float[np.ndarray, "types genes bins"]
+    level: Float[np.ndarray, "types bins"]
+    direction: Float[np.ndarray, " bins"]
+
+    @classmethod
+    def of(
+        cls,
+        log_prior: Float[np.ndarray, "types genes bins"],
+        tokenizer: Tokenizer,
+        *,
+        depth: Float[np.ndarray, " cells"],
+        cell_type: Int[np.ndarray, " cells"],
+    ) -> "ControlLaw":
+        """At the depths of the control cells of each type (of all cells, where it has none).
+
+        Args:
+            log_prior: Log of the model's output prior.
+            tokenizer: What the bins hold.
+            depth: Library size of each training cell.
+            cell_type: Type of each control cell, -1 for perturbed ones.
+        """
+        law = np.exp(log_prior, dtype=np.float64)
+        law /= law.sum(-1, keepdims=True)
+        levels = []
+        for number in range(len(law)):
+            depths = depth[cell_type == number] if (cell_type == number).any() else depth
+            levels.append(log1p_of_bins(tokenizer, depths))
+        level = log1p_of_bins(tokenizer, depth)
+        return cls(law, np.stack(levels), level / (1 + level / SATURATION))
+
+    def tilts(
+        self, shift: Float[np.ndarray, "types perturbations genes"]
+    ) -> Float[np.ndarray, "types perturbations genes"]:
+        """The tilt that moves the mean of each condition by its shift."""
+        found = np.zeros(shift.shape, np.float32)
+        for number, law in enumerate(self.probabilities):
+            level = self.level[number]
+            mean = law @ level
+            for perturbation, moved in enumerate(shift[number]):
+                if not moved.any():
+                    continue
+                target = np.clip(mean + moved, 1e-5, 0.95 * level[-1])
+                found[number, perturbation] = tilt_to_mean(
+                    target, law, direction=self.direction, statistic=level
+                )
+        return found
+
+
+def measure_shifts(
     log1p: Float[np.ndarray, "cells genes"],
     *,
     cell_type: Int[np.ndarray, " cells"],
     perturbation: Int[np.ndarray, " cells"],
-    log_prior: Float[np.ndarray, "types genes bins"],
-    basis: Float[np.ndarray, "rank bins"],
+    num_types: int,
     num_perturbations: int,
-) -> PerturbationEffects:
-    """Fit tilt, transfer and reliability of every perturbation from training cells."""
-    _, num_genes, num_bins = log_prior.shape
-    tilt = np.zeros((num_perturbations, num_genes, len(basis)), np.float32)
-    transfer = np.zeros(num_perturbations, np.float32)
-    reliability = np.ones(num_perturbations, np.float32)
-    for number in range(1, num_perturbations):
-        treated = perturbation == number
-        types = _types_with_enough(cell_type[treated])
-        if len(types) == 0:
+) -> Shifts:
+    """Mean shift from the control cells of the type, for every condition."""
+    shape = (num_types, num_perturbations)
+    mean = np.zeros((*shape, log1p.shape[1]), np.float32)
+    error, cells = np.zeros_like(mean), np.zeros(shape, np.int64)
+    for number in range(num_types):
+        control = log1p[(cell_type == number) & (perturbation == 0)]
+        if len(control) < 2:
             continue
-        counts = np.stack([histogram(tokens[treated & (cell_type == t)], num_bins) for t in types])
-        reliability[number] = _reliability(log1p, cell_type, treated, perturbation == 0, types)
-        transfer[number] = (
-            _transfer(counts, log_prior[types], basis) if len(types) > 1 else reliability[number]
-        )
-        tilt[number] = transfer[number] * fit_tilt(counts, log_prior[types], basis)
-    return PerturbationEffects(tilt, transfer, reliability)
+        before, noise = control.mean(0), control.var(0, ddof=1) / len(control)
+        for treatment in np.unique(perturbation[(cell_type == number) & (perturbation > 0)]):
+            treated = log1p[(cell_type == number) & (perturbation == treatment)]
+            if len(treated) < 2:
+                continue
+            cells[number, treatment] = min(len(treated), len(control))
+            mean[number, treatment] = treated.mean(0) - before
+            error[number, treatment] = treated.var(0, ddof=1) / len(treated) + noise
+    enough = cells >= MIN_CELLS
+    return Shifts(mean, error, np.where(enough.any(0), enough, cells > 0))
 
 
-def fit_tilt(
-    counts: Float[np.ndarray, "types genes bins"],
-    log_prior: Float[np.ndarray, "types genes bins"],
-    basis: Float[np.ndarray, "rank bins"],
+def expected_shifts(
+    shifts: Shifts,
+    type_distance: Float[np.ndarray, "types types"],
     *,
-    prior_scale: float = 1.0,
-    num_iterations: int = 12,
-) -> Float[np.ndarray, "genes rank"]:
-    """Maximum a posteriori tilt of each gene by Newton's method; types weigh the same.
+    combinations: Combinations | None = None,
+    vectors: Float[np.ndarray, "perturbations given"] | None = None,
+) -> Float[np.ndarray, "types perturbations genes"]:
+    """Expected shift of every condition by the rules above; that of control is zero.
 
     Args:
-        counts: Perturbed cells per bin.
-        log_prior: Log control law of the same types.
-        basis: Rows of order one over the bins.
-        prior_scale: Standard deviation of the normal prior on each coefficient.
-        num_iterations: Newton steps; the problem is convex.
+        shifts: What training cells show.
+        type_distance: How unlike the control cells of the types are.
+        combinations: Parts of perturbations that combine others.
+        vectors: Given vectors of the perturbations.
     """
-    total = counts.sum(-1, keepdims=True)
-    observed = counts / total.clip(1)
-    weight = float(total[:, 0].sum()) / len(counts)
-    theta = np.zeros((counts.shape[1], len(basis)))
-    ridge = np.eye(len(basis)) / prior_scale**2
-    for _ in range(num_iterations):
-        law = _tilted(log_prior, theta, basis)
-        mean = law @ basis.T
-        gradient = weight * ((observed @ basis.T) - mean).sum(0) - theta @ ridge
-        second = np.einsum("tgb,kb,lb->gkl", law, basis, basis, optimize=True)
-        second -= np.einsum("tgk,tgl->gkl", mean, mean)
-        step = np.linalg.solve(weight * second + ridge, gradient[..., None])[..., 0]
-        theta += step / np.maximum(1.0, np.abs(step).max(-1, keepdims=True) / 2)
-    return theta.astype(np.float32)
+    num_types, num_perturbations, num_genes = shifts.mean.shape
+    between_types = shifts.between_types(type_distance)
+    between = None if vectors is None else shifts.between_perturbations(vectors)
+    known = {int(number) for number in np.flatnonzero(shifts.measured.any(0))}
+    combinations = combinations or {}
+    expected = np.zeros((num_types, num_perturbations, num_genes), np.float32)
+    for number in range(num_types):
+        for perturbation in range(1, num_perturbations):
+            parts = combinations.get(perturbation, ())
+            if perturbation not in known and parts and known.issuperset(parts):
+                shift = sum(between_types.predict(number, part) for part in parts)
+            elif perturbation not in known and between is not None:
+                shift = between.predict(perturbation, number)
+            else:
+                shift = between_types.predict(number, perturbation)
+            expected[number, perturbation] = shift
+    return expected
 
 
-def _types_with_enough(cell_type: Int[np.ndarray, " cells"]) -> Int[np.ndarray, " types"]:
-    """Types with at least `MIN_CELLS` perturbed cells, or all of them if none has that many."""
-    types, counts = np.unique(cell_type, return_counts=True)
-    return types[counts >= MIN_CELLS] if (counts >= MIN_CELLS).any() else types
-
-
-def _tilted(
-    log_prior: Float[np.ndarray, "types genes bins"],
-    theta: Float[np.ndarray, "genes rank"],
-    basis: Float[np.ndarray, "rank bins"],
-) -> Float[np.ndarray, "types genes bins"]:
-    logits = log_prior + theta @ basis
-    logits = np.exp(logits - logits.max(-1, keepdims=True))
-    return logits / logits.sum(-1, keepdims=True)
-
-
-def _transfer(
-    counts: Float[np.ndarray, "types genes bins"],
-    log_prior: Float[np.ndarray, "types genes bins"],
-    basis: Float[np.ndarray, "rank bins"],
-) -> float:
-    """Share of the other types' tilt under which a left-out type is most likely, on average."""
-    gain = np.zeros(len(SHARES))
-    for left_out in range(len(counts)):
-        others = np.arange(len(counts)) != left_out
-        theta = fit_tilt(counts[others], log_prior[others], basis)
-        observed = counts[left_out] / counts[left_out].sum(-1, keepdims=True).clip(1)
-        for index, share in enumerate(SHARES):
-            law = _tilted(log_prior[left_out : left_out + 1], share * theta, basis)[0]
-            gain[index] += (observed * np.log(law.clip(1e-30))).sum(-1).mean()
-    return float(SHARES[gain.argmax()])
-
-
-def _reliability(
-    log1p: Float[np.ndarray, "cells genes"],
-    cell_type: Int[np.ndarray, " cells"],
-    treated: Bool[np.ndarray, " cells"],
-    control: Bool[np.ndarray, " cells"],
-    types: Int[np.ndarray, " types"],
-) -> float:
-    """1 - (expected squared error) / (squared length) of the mean shift over the types.
+def measure_reliability(shifts: Shifts) -> Float[np.ndarray, " perturbations"]:
+    """1 - (expected squared error) / (squared length) of each mean shift over the types.
 
     The factor by which a measured mean is best shrunk towards zero (James and Stein 1961).
+    Perturbations that no cell shows get the mean of the others.
     """
-    shifts, errors = [], []
-    for number in types:
-        after, before = (log1p[arm & (cell_type == number)] for arm in (treated, control))
-        if min(len(after), len(before)) < 2:
-            continue
-        shifts.append(after.mean(0) - before.mean(0))
-        errors.append(after.var(0, ddof=1) / len(after) + before.var(0, ddof=1) / len(before))
-    if not shifts:
-        return 0.0
-    squared_length = float((np.mean(shifts, axis=0) ** 2).sum())
-    squared_error = float(np.sum(errors)) / len(shifts) ** 2
-    return max(0.0, 1 - squared_error / max(squared_length, 1e-12))
+    reliability = np.full(shifts.mean.shape[1], np.nan)
+    for perturbation in np.flatnonzero(shifts.measured.any(0)):
+        types = shifts.measured[:, perturbation]
+        mean = shifts.mean[types, perturbation].mean(0, dtype=np.float64)
+        squared_length = float((mean**2).sum())
+        error = float(shifts.error[types, perturbation].sum(dtype=np.float64)) / types.sum() ** 2
+        reliability[perturbation] = max(0.0, 1 - error / max(squared_length, 1e-12))
+    known = ~np.isnan(reliability)
+    reliability[~known] = reliability[known].mean() if known.any() else 1.0
+    reliability[0] = 1.0
+    return reliability.astype(np.float32)
+
+
+def log1p_of_bins(
+    tokenizer: Tokenizer, depth: Float[np.ndarray, " cells"]
+) -> Float[np.ndarray, " bins"]:
+    """Mean over the depths of the log1p expression (counts per 10k) that each bin stands for."""
+    if tokenizer.kind == "log1p":
+        return tokenizer.centers.astype(np.float64)
+    scale = 1e4 / np.quantile(depth, np.linspace(0.005, 0.995, 100))
+    return np.log1p(tokenizer.centers * scale[:, None]).mean(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Between:
+    """Kriging over places (types, or perturbations) of many sets of effects, with one kernel."""
+
+    mean: Float[np.ndarray, "places sets genes"]
+    error: Float[np.ndarray, "places sets genes"]
+    measured: Bool[np.ndarray, "places sets"]
+    distance: Float[np.ndarray, "places places"]
+    kernel: Kernel
+
+    def with_likeliest_kernel(self) -> "_Between":
+        """The same with the kernel that makes the measured shifts of all sets likeliest."""
+        sets = (self._at(np.flatnonzero(at), number) for number, at in enumerate(self.measured.T))
+        return replace(self, kernel=kriging.likeliest_kernel(sets))
+
+    def predict(self, place: int, number: int) -> Float[np.ndarray, " genes"]:
+        """From the places that show the set; zero if there is none."""
+        places = np.flatnonzero(self.measured[:, number])
+        if len(places) == 0:
+            return np.zeros(self.mean.shape[-1])
+        return kriging.predict(self._at(places, number), self.distance[places, place], self.kernel)
+
+    def _at(self, places: Int[np.ndarray, " some"], number: int) -> Measured:
+        return Measured(
+            self.mean[places, number].astype(np.float64),
+            self.error[places, number].astype(np.float64),
+            self.distance[np.ix_(places, places)],
+        )

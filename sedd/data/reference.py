@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped, UInt8
 from safetensors.numpy import load_file, save_file
 
 from sedd.data.controls import ControlCells, ControlStatistics
@@ -42,7 +42,10 @@ class Reference:
     control_cells: ControlCells
     effects: PerturbationEffects
     scales: Scales
-    perturbation_vectors: Float[np.ndarray, "perturbations given"] | None = None
+    control_names: Shaped[np.ndarray, " controls"]
+    """Name in the training file (obs_names) of each of the control cells, as str objects."""
+    perturbation_vectors: Float[np.ndarray, "parts given"] | None = None
+    """One row for each of `vocabulary.parts().names`."""
     cell_type_vectors: Float[np.ndarray, "types given_for_types"] | None = None
 
     def save(self, folder: Path) -> None:
@@ -56,6 +59,7 @@ class Reference:
         }
         tensors["tokenizer.edges"] = self.tokenizer.edges
         tensors["tokenizer.means"] = self.tokenizer.means
+        tensors["control_names"] = _as_bytes(self.control_names)
         for name in ("perturbation_vectors", "cell_type_vectors"):
             if getattr(self, name) is not None:
                 tensors[name] = getattr(self, name)
@@ -67,7 +71,7 @@ class Reference:
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
-        """Read what `save` wrote; StorageError if it is not there or is damaged."""
+        """Read what `save` wrote; StorageError if it is not there, is damaged or too old."""
         path = folder / "reference.safetensors"
         try:
             tensors = load_file(path)
@@ -75,6 +79,12 @@ class Reference:
             text = (folder / "vocabulary.json").read_text(encoding="utf-8")
         except Exception as error:
             raise StorageError(f"{path} cannot be read: {error}.") from error
+        if "control_names" not in tensors:
+            message = (
+                f"{path} was written by an earlier version of this program, which did not keep "
+                "the names of the control cells. Train again; the data and configuration can stay."
+            )
+            raise StorageError(message)
         return cls(
             vocabulary=Vocabulary.from_json(text),
             tokenizer=Tokenizer(kind, tensors["tokenizer.edges"], tensors["tokenizer.means"]),
@@ -82,6 +92,7 @@ class Reference:
             control_cells=ControlCells(**_part(tensors, "control_cells")),
             effects=PerturbationEffects(**_part(tensors, "effects")),
             scales=Scales(**_part(tensors, "scales")),
+            control_names=_as_names(tensors["control_names"]),
             perturbation_vectors=tensors.get("perturbation_vectors"),
             cell_type_vectors=tensors.get("cell_type_vectors"),
         )
@@ -113,6 +124,15 @@ def measure_scales(
         components.astype(np.float32),
         np.array([log_depth.mean(), max(log_depth.std(), 1e-3)], np.float32),
     )
+
+
+def _as_bytes(names: Shaped[np.ndarray, " names"]) -> UInt8[np.ndarray, " bytes"]:
+    """Names as a tensor: the UTF-8 of a JSON list."""
+    return np.frombuffer(json.dumps(names.tolist(), ensure_ascii=False).encode(), np.uint8)
+
+
+def _as_names(text: UInt8[np.ndarray, " bytes"]) -> Shaped[np.ndarray, " names"]:
+    return np.array(json.loads(text.tobytes()), dtype=object)
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

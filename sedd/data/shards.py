@@ -25,7 +25,7 @@ from sedd.data.reference import Reference
 from sedd.errors import StorageError
 from sedd.storage import verify_folder, whole_folder
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the layout of a shard folder changes."""
 
 

@@ -137,7 +137,8 @@ def make_split(
 
     Raises:
         UsageError: A label to hold out does not occur.
-        DataError: Nothing is left to train on, or nothing is held out though a kind asks for it.
+        DataError: Nothing is left to train on, something to hold out has no perturbed cell, or a
+            held-out cell type has no control cell to predict from.
     """
     rng = np.random.default_rng(config.seed)
     treated = perturbation != control_name
@@ -147,8 +148,9 @@ def make_split(
         config.validation_fraction, perturbation, cell_type, rest, rng
     )
     train = rest & ~validation
-    if config.kind != "none" and not test.any():
-        raise DataError(f"split.kind={config.kind!r} holds out no cell of these data.")
+    if config.kind != "none":
+        _require_held_out(config, perturbation, cell_type, test)
+        _require_controls(set(cell_type[test]), set(cell_type[~treated]), control_name)
     if not (train & treated).any():
         raise DataError(
             "The split leaves no perturbed cell to train on. Hold out fewer cell types, "
@@ -191,6 +193,48 @@ def _held_out(
         pairs = zip(cell_type, perturbation, strict=True)
         return treated & np.fromiter((pair in wanted for pair in pairs), bool, len(treated))
     return _share_of_each_condition(config.test_fraction, perturbation, cell_type, treated, rng)
+
+
+def _require_held_out(
+    config: SplitConfig,
+    perturbation: np.ndarray,
+    cell_type: np.ndarray,
+    test: Bool[np.ndarray, " cells"],
+) -> None:
+    """Refuse a fold without cells: a type, perturbation or pair that holds nothing out."""
+    held = {
+        "unseen_cell_type": (config.cell_types, set(cell_type[test])),
+        "unseen_perturbation": (config.perturbations, set(perturbation[test])),
+        "unseen_pair": (config.pairs, set(zip(cell_type[test], perturbation[test], strict=True))),
+    }
+    named, found = held.get(config.kind, ((), set()))
+    empty = [name for name in named if name not in found]
+    if empty:
+        message = (
+            f"split.kind={config.kind!r}: no perturbed cell of {empty[:3]} is in these data, so "
+            f"there would be nothing to predict ({len(empty)} of {len(named)} named). Take them "
+            "out of the list, or add their cells."
+        )
+        raise DataError(message)
+    if not test.any():
+        message = (
+            f"split.kind={config.kind!r} holds out no cell of these data: "
+            f"split.test_fraction={config.test_fraction} of the cells of each condition, rounded "
+            "down, is none. Raise it."
+        )
+        raise DataError(message)
+
+
+def _require_controls(held_out: set[str], with_controls: set[str], control_name: str) -> None:
+    """Refuse to hold out cells of types that could not be predicted for want of controls."""
+    without = sorted(held_out - with_controls)
+    if without:
+        message = (
+            f"Cells of {without[:3]} are held out, but {len(without)} held-out cell types have no "
+            f"control cell to predict from. Add {control_name!r} cells of these types, or hold "
+            "out others."
+        )
+        raise DataError(message)
 
 
 def _share_of_each_condition(

@@ -73,6 +73,11 @@ class Tokenizer:
         bare = cls(kind, edges, np.zeros((values.shape[1], len(edges)), np.float32))
         return cls(kind, edges, _bin_means(values, bare.encode(values), edges))
 
+    @property
+    def levels(self) -> Float[np.ndarray, " bins"]:
+        """log1p of the mean count of each bin (the value itself for log1p data)."""
+        return np.log1p(self.centers) if self.kind == "counts" else self.centers
+
     def encode(self, values: Num[np.ndarray, "cells genes"]) -> UInt8[np.ndarray, "cells genes"]:
         """Token of each value; values above the last edge fall in the last bin."""
         if self.kind == "counts":

@@ -12,6 +12,16 @@ from jaxtyping import Int
 from sedd.errors import DataError, UsageError
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The single perturbations that all perturbations are made of."""
+
+    names: tuple[str, ...]
+    """Control first, the others sorted."""
+    of: Int[np.ndarray, "perturbations most"]
+    """Numbers in `names` of the parts of each perturbation; -1 where it has fewer."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Labels in the order of their numbers; control is always perturbation 0."""
@@ -19,6 +29,8 @@ class Vocabulary:
     genes: tuple[str, ...]
     perturbations: tuple[str, ...]
     cell_types: tuple[str, ...]
+    separator: str | None = None
+    """Joins the names of perturbations applied together, as in A+B."""
 
     @property
     def control_name(self) -> str:
@@ -33,10 +45,12 @@ class Vocabulary:
         perturbations: Iterable[str],
         cell_types: Iterable[str],
         control_name: str,
+        separator: str | None = None,
     ) -> "Vocabulary":
         """Sort the labels that occur; put control first."""
         treated = sorted(set(perturbations) - {control_name})
-        return cls(tuple(genes), (control_name, *treated), tuple(sorted(set(cell_types))))
+        cell_types = tuple(sorted(set(cell_types)))
+        return cls(tuple(genes), (control_name, *treated), cell_types, separator)
 
     def perturbation_ids(self, labels: Iterable[str]) -> Int[np.ndarray, " labels"]:
         """Number of each perturbation; UsageError with the nearest names if one is unknown."""
@@ -46,6 +60,37 @@ class Vocabulary:
         """Number of each cell type; UsageError with the nearest names if one is unknown."""
         return _numbers(labels, self.cell_types, "cell type")
 
+    def combinations(self) -> dict[int, tuple[int, ...]]:
+        """Numbers of the parts of each perturbation that joins others, such as "A+B".
+
+        Only names all of whose parts are perturbations of this vocabulary (or the control, which
+        adds nothing) count; a drug that happens to be called "Ca2+" is not a combination.
+        """
+        number = {name: index for index, name in enumerate(self.perturbations)}
+        found = {}
+        for index, name in enumerate(self.perturbations[1:], start=1):
+            parts = _split(name, self.separator)
+            if len(parts) > 1 and all(part in number for part in parts):
+                found[index] = tuple(number[part] for part in parts if number[part])
+        return found
+
+    def parts(self) -> "Parts":
+        """What each perturbation is made of: "A+B" of A and B, any other name of itself alone.
+
+        A name is a combination if the separator leaves at least two parts and none of them empty
+        ("Ca2+" is none). Control is made of itself, and adds nothing to a combination.
+        """
+        treated = [_split(name, self.separator) for name in self.perturbations[1:]]
+        treated = [tuple(p for p in parts if p != self.control_name) or parts for parts in treated]
+        split = [(self.control_name,), *treated]
+        single = {part for parts in split for part in parts} - {self.control_name}
+        names = (self.control_name, *sorted(single))
+        number = {name: index for index, name in enumerate(names)}
+        of = np.full((len(split), max(map(len, split))), -1, np.int64)
+        for row, parts in zip(of, split, strict=True):
+            row[: len(parts)] = [number[part] for part in parts]
+        return Parts(names, of)
+
     def to_json(self) -> str:
         """Text that `from_json` reads back."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False)
@@ -54,14 +99,20 @@ class Vocabulary:
     def from_json(cls, text: str) -> "Vocabulary":
         """Read what `to_json` wrote; DataError if it is something else."""
         try:
-            content = {key: tuple(value) for key, value in json.loads(text).items()}
-            return cls(**content)
+            content = json.loads(text)
+            separator = content.pop("separator", None)
+            return cls(**{key: tuple(value) for key, value in content.items()}, separator=separator)
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"This is not a vocabulary: {error}.") from error
 
     def save(self, path: Path) -> None:
         """Write `vocabulary.json`."""
         path.write_text(self.to_json(), encoding="utf-8")
+
+
+def _split(name: str, separator: str | None) -> tuple[str, ...]:
+    parts = [part.strip() for part in name.split(separator)] if separator else [name]
+    return tuple(parts) if len(parts) > 1 and all(parts) else (name,)
 
 
 def unknown_names_message(unknown: Sequence[str], known: Sequence[str], what: str) -> str:

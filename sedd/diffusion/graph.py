@@ -44,12 +44,17 @@ class AbsorbingGraph:
     ) -> Int[Tensor, "batch genes"]:
         """Mask `counts[cell]` genes of each cell, every set of that size equally likely."""
         order = torch.rand(clean.shape, generator=generator, device=clean.device).argsort(1)
-        rank = order.argsort(1)
-        return torch.where(rank < counts[:, None], self.mask, clean)
+        return torch.where(rank_of(order) < counts[:, None], self.mask, clean)
 
     def masked(self, tokens: Int[Tensor, "batch genes"]) -> Bool[Tensor, "batch genes"]:
         """Which genes are hidden."""
         return tokens == self.mask
+
+
+def rank_of(order: Int[Tensor, "batch genes"]) -> Int[Tensor, "batch genes"]:
+    """Place of each gene in the cell's order: the inverse permutation, without a second sort."""
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
 
 
 def stratified_mask_counts(

@@ -5,19 +5,21 @@ cells of the *other* types; only the ceiling sees the held-out perturbed cells t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from sedd.errors import DataError
+from sedd.evaluation.shifts import ridge_prediction, shift_in_types, shift_of_others
 
 NO_CHANGE = "no_change"
 MEAN_OF_OTHERS = "mean_of_others"
 ADDITIVE = "additive"
 TOKEN_TILT = "token_tilt"
+RIDGE = "ridge"
 CEILING = "split_half_ceiling"
-BASELINES = (ADDITIVE, TOKEN_TILT, MEAN_OF_OTHERS, NO_CHANGE)
+BASELINES = (ADDITIVE, RIDGE, TOKEN_TILT, MEAN_OF_OTHERS, NO_CHANGE)
 """In the order of tables and figures; they stand below the model and above the ceiling."""
 
 CONTROL_HISTOGRAM = "control_histogram"
@@ -44,17 +46,26 @@ class Prediction:
     `mean_log1p` is what the method says about the mean, which need not be the mean of its cells
     (the additive baseline clips cells at 0, not its mean). `against_log1p` are the real cells to
     score it on when it may not be scored on all of them (the ceiling has seen half).
+    `control_row` is the row, in the training file, of the control cell that each cell started from,
+    where cells started from one.
     """
 
     name: str
     cells_log1p: Cells
     mean_log1p: Float[np.ndarray, " genes"]
     against_log1p: Float[np.ndarray, "unseen genes"] | None = None
+    control_row: Int[np.ndarray, " cells"] | None = None
 
     @classmethod
-    def of_cells(cls, name: str, cells_log1p: Cells) -> "Prediction":
+    def of_cells(
+        cls,
+        name: str,
+        cells_log1p: Cells,
+        control_row: Int[np.ndarray, " cells"] | None = None,
+    ) -> "Prediction":
         """A prediction whose mean is the mean of its cells."""
-        return cls(name, cells_log1p, cells_log1p.mean(axis=0, dtype=np.float64))
+        mean_log1p = cells_log1p.mean(axis=0, dtype=np.float64)
+        return cls(name, cells_log1p, mean_log1p, control_row=control_row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +117,9 @@ def baseline_predictions(
     """Every baseline that the training cells allow, then the ceiling if `real_log1p` is given.
 
     Training cells that carry both held-out labels are ignored. Left out are: what needs another
-    type with the perturbation, where there is none; the token tilt, without `training.tokenized`;
-    the ceiling, with fewer than four real cells. The token tilt makes one cell for each control
-    cell of the type, at its library size.
+    type, or another perturbation, with enough cells, where there is none; the token tilt, without
+    `training.tokenized`; the ceiling, with fewer than four real cells. The token tilt makes one
+    cell for each control cell of the type, at its library size.
     """
     control_rows = training.rows(cell_type, training.control_name)
     if len(control_rows) == 0:
@@ -121,21 +132,52 @@ def baseline_predictions(
     control_log1p = training.log1p[control_rows]
     predictions = [no_change(control_log1p)]
     pooled = (training.cell_type != cell_type) & (training.perturbation == perturbation)
+    if not pooled.any():
+        own = training.cell_type == cell_type
+        pooled = own & ~np.isin(training.perturbation, [training.control_name, perturbation])
     if pooled.any():
         predictions.append(mean_of_others(training.log1p[pooled]))
+    predictions.extend(_shifted(training, cell_type, perturbation, control_log1p))
     others = tuple(training.rows_of_other_types(cell_type, perturbation))
-    if others:
-        shifts = [
-            training.log1p[perturbed].mean(0, dtype=np.float64)
-            - training.log1p[control].mean(0, dtype=np.float64)
-            for control, perturbed in others
-        ]
-        predictions.append(additive(control_log1p, np.stack(shifts)))
-        if training.tokenized is not None:
-            predictions.append(_token_tilt_of(training.tokenized, control_rows, others, seed))
+    if others and training.tokenized is not None:
+        predictions.append(_token_tilt_of(training.tokenized, control_rows, others, seed))
     if real_log1p is not None and len(real_log1p) >= 4:
         predictions.append(split_half_ceiling(real_log1p, seed=seed))
     return tuple(predictions)
+
+
+def _shifted(
+    training: TrainingCells, cell_type: str, perturbation: str, control_log1p: Cells
+) -> Iterator[Prediction]:
+    """Additive and ridge: control cells moved by what other conditions of the training show.
+
+    Where other types show the perturbation, their shifts are averaged (additive), or regressed on
+    the mean expression of their control cells (ridge). Else, for a combination such as A+B, the
+    shifts of its parts in the type are added; else those of the type's other perturbations are
+    averaged.
+    """
+    known = shift_in_types(training, perturbation, least=MIN_CELLS)
+    others = [row for row, name in enumerate(known.labels) if name != cell_type]
+    if others:
+        yield additive(control_log1p, known.shift[others])
+        means = [_control_mean(training, known.labels[row]) for row in others]
+        asked = _control_mean(training, cell_type)
+        shift = ridge_prediction(known.shift[others], np.stack(means), asked)
+        yield replace(additive(control_log1p, shift[None]), name=RIDGE)
+        return
+    known = shift_of_others(training, cell_type, perturbation, least=MIN_CELLS)
+    parts = [part.strip() for part in perturbation.split("+")]
+    parts = [part for part in parts if part != training.control_name]
+    if parts and set(parts) <= set(known.labels):
+        rows = [known.labels.index(part) for part in parts]
+        yield additive(control_log1p, known.shift[rows].sum(0, keepdims=True))
+    elif known.labels:
+        yield additive(control_log1p, known.shift)
+
+
+def _control_mean(training: TrainingCells, cell_type: str) -> Float[np.ndarray, " genes"]:
+    rows = training.rows(cell_type, training.control_name)
+    return training.log1p[rows].mean(0, dtype=np.float64)
 
 
 def no_change(control_log1p: Cells) -> Prediction:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sedd.evaluation.baselines import Prediction
+from sedd.evaluation.differential import common_degs
+from sedd.evaluation.variance import variance_ratio
 
 BLOCK_CELLS = 512
 MAX_CELLS = 2000
@@ -28,13 +30,14 @@ Mean = Float[np.ndarray, " genes"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What one prediction is worth for one condition: the functions below, in this order."""
+    """What one prediction is worth for one condition: the functions of these names."""
 
     pearson: float
     mse: float
     energy_distance: float
     zero_fraction_error: float
     variance_ratio: float
+    common_degs: float
     correlation_structure: float
 
 
@@ -74,6 +77,7 @@ def score(
         energy_distance=energy_distance(cells_log1p, real_log1p, max_cells=max_cells, seed=seed),
         zero_fraction_error=zero_fraction_error(cells_log1p, real_log1p),
         variance_ratio=variance_ratio(cells_log1p, real_log1p),
+        common_degs=common_degs(cells_log1p, real_log1p, control_log1p),
         correlation_structure=correlation_structure(cells_log1p, real_log1p, seed=seed),
     )
 
@@ -104,7 +108,7 @@ def pearson_of_shift(
     the same controls, so sampling noise of few control cells raises every method alike: read it
     beside `shift_reliability`, which does not share them.
     """
-    return _pearson(predicted_mean_log1p - control_mean_log1p, real_mean_log1p - control_mean_log1p)
+    return pearson(predicted_mean_log1p - control_mean_log1p, real_mean_log1p - control_mean_log1p)
 
 
 def mse_of_means(predicted_mean_log1p: Mean, real_mean_log1p: Mean) -> float:
@@ -127,11 +131,11 @@ def energy_distance(
     Memory is bounded by blocks of cells; nan where a side has fewer than two cells.
     """
     rng = np.random.default_rng(seed)
-    x_log1p, y_log1p = _subsample(x_log1p, max_cells, rng), _subsample(y_log1p, max_cells, rng)
+    x_log1p, y_log1p = subsample(x_log1p, max_cells, rng), subsample(y_log1p, max_cells, rng)
     # Distances do not depend on the origin; near the cells, the matmul form cancels less.
     origin_log1p = mean_expression(x_log1p)
     between = sum(
-        _distances(x, y, origin_log1p).sum() for x in _blocks(x_log1p) for y in _blocks(y_log1p)
+        distances(x, y, origin_log1p).sum() for x in _blocks(x_log1p) for y in _blocks(y_log1p)
     )
     between = between / (len(x_log1p) * len(y_log1p))
     return float(2 * between - _mean_pairwise(x_log1p) - _mean_pairwise(y_log1p))
@@ -149,27 +153,13 @@ def finite_control_floor(
     bootstrap (measured against the n controls themselves, a bootstrap would show -D / n). Using
     each control cell once, as no-change and the counterfactual mode do, or smoothing avoids it.
     """
-    subsample = _subsample(control_log1p, max_cells, np.random.default_rng(seed))
-    return _mean_pairwise(subsample) / len(control_log1p)
+    some_log1p = subsample(control_log1p, max_cells, np.random.default_rng(seed))
+    return _mean_pairwise(some_log1p) / len(control_log1p)
 
 
 def zero_fraction_error(predicted_log1p: Predicted, real_log1p: Real) -> float:
     """Mean over genes of |P(expression is 0) predicted - real|."""
     return float(np.abs((predicted_log1p == 0).mean(0) - (real_log1p == 0).mean(0)).mean())
-
-
-def variance_ratio(predicted_log1p: Predicted, real_log1p: Real) -> float:
-    """Sum over genes of predicted variances / sum over genes of real variances.
-
-    The ratio of sums needs no cut-off for silent genes, which a mean of ratios would blow up on;
-    below 1 the cells are too alike, above 1 too scattered. Variances are unbiased; nan where a side
-    has fewer than two cells or the real cells do not vary.
-    """
-    if min(len(predicted_log1p), len(real_log1p)) < 2:
-        return float("nan")
-    real = real_log1p.var(axis=0, ddof=1, dtype=np.float64).sum()
-    predicted = predicted_log1p.var(axis=0, ddof=1, dtype=np.float64).sum()
-    return float(predicted / real) if real > ROUNDING else float("nan")
 
 
 def correlation_structure(predicted_log1p: Predicted, real_log1p: Real, *, seed: int = 0) -> float:
@@ -183,21 +173,29 @@ def correlation_structure(predicted_log1p: Predicted, real_log1p: Real, *, seed:
     than three varying genes, or halves that agree no better than those of independent genes would
     (within 3 standard errors, 1/sqrt(pairs)): then there is no structure to find.
     """
-    variance = real_log1p.var(axis=0, dtype=np.float64)
-    genes = np.argsort(-variance, kind="stable")[:NUM_CORRELATED_GENES]
-    genes = genes[variance[genes] > ROUNDING]
-    if len(predicted_log1p) < 2 or len(real_log1p) < 4 or len(genes) < 3:
-        return float("nan")
-    halves = [
-        np.stack([_correlations(real_log1p[half][:, genes]) for half in halving])
-        for halving in _halvings(len(real_log1p), seed)
-    ]
-    agreement = np.mean([_pearson(first, second) for first, second in halves])
-    if not agreement > 3 / np.sqrt(halves[0].shape[1]):
+    genes, variance = real_structure(real_log1p, seed=seed)
+    if len(predicted_log1p) < 2 or np.isnan(variance):
         return float("nan")
     predicted = _correlations(predicted_log1p[:, genes])
     covariance = np.cov(predicted, _correlations(real_log1p[:, genes]))[0, 1]
-    return float(covariance / np.mean([np.cov(pair)[0, 1] for pair in halves]))
+    return float(covariance / variance)
+
+
+def real_structure(real_log1p: Real, *, seed: int = 0) -> tuple[Int[np.ndarray, " varying"], float]:
+    """The genes of `correlation_structure` and its denominator, nan where there is no structure."""
+    variance = real_log1p.var(axis=0, dtype=np.float64)
+    genes = np.argsort(-variance, kind="stable")[:NUM_CORRELATED_GENES]
+    genes = genes[variance[genes] > ROUNDING]
+    if len(real_log1p) < 4 or len(genes) < 3:
+        return genes, float("nan")
+    halves = [
+        np.stack([_correlations(real_log1p[half][:, genes]) for half in halving])
+        for halving in halvings(len(real_log1p), seed)
+    ]
+    agreement = np.mean([pearson(first, second) for first, second in halves])
+    if not agreement > 3 / np.sqrt(halves[0].shape[1]):
+        return genes, float("nan")
+    return genes, float(np.mean([np.cov(pair)[0, 1] for pair in halves]))
 
 
 def shift_reliability(real_log1p: Real, control_log1p: Control, *, seed: int = 0) -> float:
@@ -209,17 +207,17 @@ def shift_reliability(real_log1p: Real, control_log1p: Control, *, seed: int = 0
     """
     if min(len(real_log1p), len(control_log1p)) < 2:
         return float("nan")
-    halvings = zip(
-        _halvings(len(real_log1p), seed), _halvings(len(control_log1p), seed + 1), strict=True
+    halved = zip(
+        halvings(len(real_log1p), seed), halvings(len(control_log1p), seed + 1), strict=True
     )
     shifts = (
         [
             mean_expression(real_log1p[real]) - mean_expression(control_log1p[control])
             for real, control in zip(real_halves, control_halves, strict=True)
         ]
-        for real_halves, control_halves in halvings
+        for real_halves, control_halves in halved
     )
-    return spearman_brown(float(np.mean([_pearson(first, second) for first, second in shifts])))
+    return spearman_brown(float(np.mean([pearson(first, second) for first, second in shifts])))
 
 
 def spearman_brown(half_r: float) -> float:
@@ -227,7 +225,8 @@ def spearman_brown(half_r: float) -> float:
     return 0.0 if half_r <= 0 else 2 * half_r / (1 + half_r)
 
 
-def _pearson(predicted: Float[np.ndarray, " n"], real: Float[np.ndarray, " n"]) -> float:
+def pearson(predicted: Float[np.ndarray, " n"], real: Float[np.ndarray, " n"]) -> float:
+    """Pearson correlation; 0 where the prediction is constant, nan where the real values are."""
     predicted, real = predicted - predicted.mean(), real - real.mean()
     norms = np.linalg.norm(predicted), np.linalg.norm(real)
     if min(norms) <= ROUNDING:
@@ -243,18 +242,20 @@ def _correlations(cells_log1p: Cells) -> Float[np.ndarray, " pairs"]:
     return (unit.T @ unit)[np.triu_indices(unit.shape[1], k=1)]
 
 
-def _halvings(
+def halvings(
     num_cells: int, seed: int
 ) -> Iterator[tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"]]]:
+    """`NUM_HALVINGS` random splits of the cells into two halves, by the seed."""
     rng = np.random.default_rng(seed)
     for _ in range(NUM_HALVINGS):
         order = rng.permutation(num_cells)
         yield order[: num_cells // 2], order[num_cells // 2 :]
 
 
-def _subsample(
+def subsample(
     cells_log1p: Cells, max_cells: int | None, rng: np.random.Generator
 ) -> Float[np.ndarray, "kept genes"]:
+    """At most `max_cells` cells, drawn without replacement and in their order."""
     if max_cells is None or len(cells_log1p) <= max_cells:
         return cells_log1p
     return cells_log1p[np.sort(rng.choice(len(cells_log1p), max_cells, replace=False))]
@@ -266,10 +267,10 @@ def _mean_pairwise(cells_log1p: Cells) -> float:
         return float("nan")
     origin_log1p, blocks, total = mean_expression(cells_log1p), list(_blocks(cells_log1p)), 0.0
     for i, block in enumerate(blocks):
-        itself = _distances(block, block, origin_log1p)
+        itself = distances(block, block, origin_log1p)
         np.fill_diagonal(itself, 0)
         total += itself.sum() + 2 * sum(
-            _distances(block, later, origin_log1p).sum() for later in blocks[i + 1 :]
+            distances(block, later, origin_log1p).sum() for later in blocks[i + 1 :]
         )
     return float(total / (len(cells_log1p) * (len(cells_log1p) - 1)))
 
@@ -279,7 +280,7 @@ def _blocks(cells_log1p: Cells) -> Iterator[Float[np.ndarray, "block genes"]]:
         yield cells_log1p[start : start + BLOCK_CELLS]
 
 
-def _distances(
+def distances(
     x_log1p: Float[np.ndarray, "x genes"], y_log1p: Float[np.ndarray, "y genes"], origin_log1p: Mean
 ) -> Float[np.ndarray, "x y"]:
     """Euclidean distances as |x|^2 + |y|^2 - 2 x.y, in float64."""

@@ -12,7 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from sedd.evaluation.baselines import ADDITIVE, CEILING, MEAN_OF_OTHERS, NO_CHANGE, TOKEN_TILT
+from sedd.evaluation.baselines import (
+    ADDITIVE,
+    CEILING,
+    MEAN_OF_OTHERS,
+    NO_CHANGE,
+    RIDGE,
+    TOKEN_TILT,
+)
 from sedd.evaluation.metrics import pearson_of_shift
 
 COUNTERFACTUAL = "counterfactual"
@@ -23,6 +30,7 @@ COLORS = {
     COUNTERFACTUAL: "#0072B2",
     POPULATION: "#56B4E9",
     ADDITIVE: "#E69F00",
+    RIDGE: "#7E5CA5",
     TOKEN_TILT: "#D55E00",
     MEAN_OF_OTHERS: "#CC79A7",
     NO_CHANGE: "#999999",

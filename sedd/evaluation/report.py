@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,10 @@ from matplotlib.figure import Figure
 from sedd.evaluation.baselines import BASELINES, CEILING, CONTROL_HISTOGRAM
 from sedd.evaluation.metrics import Limits, Scores
 from sedd.evaluation.plots import method_color, method_label
+from sedd.evaluation.trust import Trust, attainable_shares, mean_intervals, trust_columns
+from sedd.evaluation.uncertainty import Interval
+from sedd.evaluation.wording import format_value, interval_text
+from sedd.storage import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -34,6 +37,7 @@ METRICS = (
     Metric("energy_distance", "Energy", abs),
     Metric("zero_fraction_error", "Zeros"),
     Metric("variance_ratio", "Variance", lambda value: abs(np.log(value)) if value > 0 else np.inf),
+    Metric("common_degs", "DEGs", lambda value: -value),
     Metric("correlation_structure", "Correlation", lambda value: abs(value - 1)),
     Metric("nelbo", "NELBO"),
 )
@@ -42,7 +46,10 @@ SCORES = tuple(metric.key for metric in METRICS if metric.key != "nelbo")
 
 @dataclass(frozen=True)
 class ConditionResult:
-    """Everything known about one (cell type, perturbation): scores and NELBO by method name."""
+    """Everything known about one (cell type, perturbation), by method name.
+
+    `shifts` is what a method says about the mean: its mean log1p minus that of the controls.
+    """
 
     cell_type: str
     perturbation: str
@@ -52,6 +59,8 @@ class ConditionResult:
     scores: Mapping[str, Scores]
     limits: Limits | None = None
     nelbo: Mapping[str, float] = field(default_factory=dict)
+    trust: Mapping[str, Trust] = field(default_factory=dict)
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,17 @@ class ReportFigure:
     title: str
     caption: str
     figure: Figure
+
+
+@dataclass(frozen=True, eq=False)
+class ReportTable:
+    """A further table of the report, one row per method, with the best methods of each column."""
+
+    title: str
+    caption: str
+    table: pd.DataFrame
+    best: Mapping[str, frozenset[str]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,7 @@ def order_methods(methods: Iterable[str]) -> tuple[str, ...]:
 
 
 def per_condition_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
-    """One row per condition and method with every score, the NELBO and the condition's limits."""
+    """One row per condition and method: scores, NELBO, the condition's limits, intervals."""
     if len(results) == 0:
         msg = "There are no evaluated conditions to tabulate. Score at least one (`metrics.score`)."
         raise ValueError(msg)
@@ -101,6 +121,7 @@ def per_condition_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
                 "num_control": result.num_control,
                 "num_generated": result.num_generated,
                 **asdict(result.limits or Limits(float("nan"), float("nan"))),
+                **trust_columns(result.scores.get(method), result.trust.get(method), result.limits),
             }
             for result in results
             for method in order_methods([*result.scores, *result.nelbo])
@@ -110,7 +131,7 @@ def per_condition_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
 
 def write_per_condition_csv(path: Path, results: Sequence[ConditionResult]) -> None:
     """Write `per_condition_table`; what is undefined is an empty field."""
-    _write(path, per_condition_table(results).to_csv(index=False))
+    write_text(path, per_condition_table(results).to_csv(index=False))
 
 
 def summary_table(results: Sequence[ConditionResult]) -> pd.DataFrame:
@@ -183,19 +204,13 @@ def to_markdown(results: Sequence[ConditionResult], *, bold: bool = True) -> str
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
-def format_value(value: float | int) -> str:
-    """Three significant digits, n/a for what is undefined, and whole numbers as they are."""
-    if isinstance(value, int):
-        return str(value)
-    return "n/a" if np.isnan(value) else f"{value:#.3g}".rstrip(".")
-
-
 def write_html_report(
     path: Path,
     results: Sequence[ConditionResult],
     *,
     provenance: Provenance,
     figures: Sequence[ReportFigure] = (),
+    tables: Sequence[ReportTable] = (),
     title: str = "Predicted against real cells",
 ) -> None:
     """Write one self-contained HTML file: tables, figures, how to read them, provenance."""
@@ -204,21 +219,33 @@ def write_html_report(
     summary = summary_table(results)
     header = [column for column in summary.columns if column != "conditions"]
     conditions = [
-        (result, _rows(summary_table([result]).reindex(columns=header), best_methods([result])))
+        (
+            result,
+            _rows(
+                summary_table([result]).reindex(columns=header),
+                best_methods([result]),
+                {method: trust.intervals for method, trust in result.trust.items()},
+            ),
+            attainable_shares(result.scores, result.limits),
+        )
         for result in results
     ]
     page = template.render(
         title=title,
         header=[*map(_title, summary.columns)],
-        rows=_rows(summary, best_methods(results)),
+        rows=_rows(
+            summary, best_methods(results), mean_intervals(per_condition_table(results), SCORES)
+        ),
         verdicts=verdicts(results),
         conditions=conditions,
         has_nelbo="nelbo" in summary,
         figures=[(figure, _data_uri(figure.figure)) for figure in figures],
+        tables=[(table, _rows(table.table, table.best)) for table in tables],
         provenance=provenance,
         format_value=format_value,
+        method_label=method_label,
     )
-    _write(path, page)
+    write_text(path, page)
 
 
 @dataclass(frozen=True)
@@ -227,9 +254,14 @@ class _Row:
     kind: str
     color: str
     cells: tuple[tuple[str, bool], ...]
+    intervals: tuple[str, ...]
 
 
-def _rows(table: pd.DataFrame, best: Mapping[str, frozenset[str]]) -> tuple[_Row, ...]:
+def _rows(
+    table: pd.DataFrame,
+    best: Mapping[str, frozenset[str]],
+    intervals: Mapping[str, Mapping[str, Interval]] | None = None,
+) -> tuple[_Row, ...]:
     kinds = dict.fromkeys((*BASELINES, CONTROL_HISTOGRAM), "baseline") | {CEILING: "ceiling"}
     texts = {str(column): [*map(format_value, table[column].tolist())] for column in table}
     return tuple(
@@ -238,6 +270,9 @@ def _rows(table: pd.DataFrame, best: Mapping[str, frozenset[str]]) -> tuple[_Row
             kind=kinds.get(method, "model"),
             color=method_color(method),
             cells=tuple((texts[key][i], method in best.get(key, ())) for key in texts),
+            intervals=tuple(
+                interval_text((intervals or {}).get(method, {}).get(key)) for key in texts
+            ),
         )
         for i, method in enumerate(map(str, table.index))
     )
@@ -257,11 +292,3 @@ def _data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file at once, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

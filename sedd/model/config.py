@@ -35,10 +35,12 @@ class ModelConfig:
     """Coefficients per gene on the ordinal basis; null gives each bin its own logit."""
     token_encoder: int = 16
     """Width of the encoder of visible genes; 0 turns it off."""
-    additive_tilt: bool = True
-    """Add a tilt per perturbation and gene, shared by the types, from the training types."""
+    effect_prior: bool = True
+    """Start from the effect that other cell types lead to expect, instead of none."""
     cell_type_label_dropout: float = 1.0
     """How often training hides the cell-type label; 1 means the model has none."""
+    condition_dropout: float = 0.0
+    """How often training hides the perturbation; needed for inference.guidance other than 1."""
     time_conditioning: bool = True
     """Tell the model which fraction of the genes is masked."""
 
@@ -51,7 +53,7 @@ class ModelConfig:
                 problems.append(f"model.{name} is {value}, wanted a number of at least 1.")
         if self.token_encoder < 0:
             problems.append(f"model.token_encoder is {self.token_encoder}, wanted 0 or more.")
-        for name in ("dropout", "global_share", "cell_type_label_dropout"):
+        for name in ("dropout", "global_share", "cell_type_label_dropout", "condition_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"model.{name} is {getattr(self, name)}, wanted 0 to 1.")
         if not problems and self.width % self.heads:

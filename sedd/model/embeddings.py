@@ -56,6 +56,98 @@ class LabelEmbedding(nn.Module):
         return self.network(self.vectors[labels])
 
 
+class PerturbationEmbedding(nn.Module):
+    """A perturbation as the sum of its parts; "not told" is a vector of its own.
+
+    Args:
+        parts: Numbers of the parts of each perturbation, -1 where it has fewer.
+        dim: Length of an embedding.
+        vectors: Given vectors of the parts, or None to learn an embedding of each.
+        can_be_hidden: Whether a perturbation may be "not told" (number = perturbations).
+    """
+
+    parts: Tensor
+
+    def __init__(
+        self,
+        parts: Int[Tensor, "perturbations most"],
+        dim: int,
+        vectors: Float[Tensor, "parts given"] | None = None,
+        *,
+        can_be_hidden: bool = False,
+    ) -> None:
+        super().__init__()
+        nothing = torch.full((1, parts.shape[1]), -1)
+        self.register_buffer("parts", torch.cat([parts, nothing]))
+        self.single = LabelEmbedding(int(parts.max()) + 1, dim, vectors)
+        if can_be_hidden:
+            self.hidden = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, perturbation: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+        """The sum over the parts."""
+        total = self.each(perturbation).sum(1)
+        if not hasattr(self, "hidden"):
+            return total
+        is_hidden = perturbation == len(self.parts) - 1
+        return total + is_hidden[:, None] * self.hidden
+
+    def each(self, perturbation: Int[Tensor, " batch"]) -> Float[Tensor, "batch most dim"]:
+        """Each part; zero where there are fewer."""
+        parts = self.parts[perturbation]
+        embedded = self.single(parts.clamp(min=0).flatten()).unflatten(0, parts.shape)
+        return embedded * (parts >= 0)[..., None]
+
+
+class TargetFlag(nn.Module):
+    """Tells the denoiser which genes a perturbation acts on; nothing before training.
+
+    What happens to a target (it falls when knocked down, rises when activated) is learned from all
+    perturbations together, so that it holds for one whose effect was never seen.
+
+    Args:
+        targets: Number of the gene that each part of a perturbation acts on, -1 for none.
+        genes_per_token: Neighbouring genes that share a token.
+        dim: Width of the stream.
+        rank: Coefficients per gene.
+    """
+
+    targets: Tensor
+
+    def __init__(
+        self, targets: Int[Tensor, "perturbations most"], genes_per_token: int, dim: int, rank: int
+    ) -> None:
+        super().__init__()
+        nothing = torch.full((1, targets.shape[1]), -1)  # the perturbation is not told
+        self.register_buffer("targets", torch.cat([targets, nothing]))
+        self.slots = nn.Parameter(torch.zeros(genes_per_token, dim))
+        self.shift = nn.Parameter(torch.zeros(rank))
+
+    def on_tokens(
+        self, stream: Float[Tensor, "batch groups dim"], perturbation: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch groups dim"]:
+        """Mark the tokens that hold a target, by its place in them."""
+        cell, gene = self._hits(perturbation)
+        per_token = len(self.slots)
+        marks = self.slots[gene % per_token]
+        return stream.index_put((cell, gene // per_token), marks, accumulate=True)
+
+    def on_genes(
+        self, coefficients: Float[Tensor, "batch genes rank"], perturbation: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch genes rank"]:
+        """Shift the coefficients of the targets, all alike."""
+        cell, gene = self._hits(perturbation)
+        shifts = self.shift.expand(len(gene), -1)
+        return coefficients.index_put((cell, gene), shifts, accumulate=True)
+
+    def _hits(
+        self, perturbation: Int[Tensor, " batch"]
+    ) -> tuple[Int[Tensor, " hits"], Int[Tensor, " hits"]]:
+        """Cell and gene of each target in the batch."""
+        targets = self.targets[perturbation]
+        cell, part = torch.nonzero(targets >= 0, as_tuple=True)
+        return cell, targets[cell, part]
+
+
 def ordinal_basis(
     centers: Float[np.ndarray, " bins"], rank: int | None
 ) -> Float[np.ndarray, "rank bins"]:

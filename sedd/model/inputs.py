@@ -24,25 +24,30 @@ class Initial:
     Attributes:
         basis: Ordinal basis over the bins (`ordinal_basis`).
         levels: log1p of each bin's mean value.
-        tilt: Coefficients on the basis per perturbation and gene.
+        direction: What the expected effects in `Contexts.tilt` multiply.
         gene_mean: Mean of `levels` per gene over training cells.
         gene_std: Its standard deviation.
         components: Principal directions of the standardised levels.
         depth_mean: Mean log depth of training cells.
         depth_std: Its standard deviation.
-        perturbation_vectors: Given vectors of the perturbations, or None to learn them.
+        parts: Numbers of the parts of each perturbation (of itself, unless it is a combination),
+            -1 where it has fewer.
+        targets: Number of the gene that each part acts on, -1 where it is not among the genes.
+        perturbation_vectors: Given vectors of the parts, or None to learn them.
         cell_type_vectors: Given vectors of the cell types, or None to learn them.
     """
 
     basis: Float[Tensor, "rank bins"]
     levels: Float[Tensor, " bins"]
-    tilt: Float[Tensor, "perturbations genes rank"]
+    direction: Float[Tensor, " bins"]
     gene_mean: Float[Tensor, " genes"]
     gene_std: Float[Tensor, " genes"]
     components: Float[Tensor, "genes factors"]
     depth_mean: float
     depth_std: float
-    perturbation_vectors: Float[Tensor, "perturbations given"] | None = None
+    parts: Int[Tensor, "perturbations most"]
+    targets: Int[Tensor, "perturbations most"]
+    perturbation_vectors: Float[Tensor, "parts given"] | None = None
     cell_type_vectors: Float[Tensor, "types given_for_types"] | None = None
 
 
@@ -51,7 +56,8 @@ class Condition:
     """What is asked of each cell of a batch.
 
     Attributes:
-        perturbation: Number of the perturbation; 0 is control.
+        perturbation: Number of the perturbation; 0 is control, the number of perturbations is
+            "not told".
         cell_type: Row of `Contexts`: which control cells stand for the type.
         label: Number of the cell-type label, or the number of types for "not told".
         log_depth: Natural log of the library size.
@@ -81,6 +87,12 @@ class Condition:
         """The same with some cell-type labels replaced by "not told"."""
         return replace(self, label=torch.where(hidden, not_told, self.label))
 
+    def with_hidden_perturbations(
+        self, hidden: Bool[Tensor, " batch"], not_told: int
+    ) -> "Condition":
+        """The same with some perturbations replaced by "not told"."""
+        return replace(self, perturbation=torch.where(hidden, not_told, self.perturbation))
+
     def as_control(self) -> "Condition":
         """The same cells, asked for without the perturbation."""
         return replace(self, perturbation=torch.zeros_like(self.perturbation))
@@ -88,14 +100,32 @@ class Condition:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Cell types as the model sees them: their control cells, summarised."""
+    """Cell types as the model sees them: their control cells, summarised.
+
+    Attributes:
+        features: Mean, spread and detection rate of each gene.
+        log_prior: Log law of each gene.
+        tilt: Expected effect of each perturbation: coefficient of `Initial.direction` in the log
+            law.
+    """
 
     features: Float[Tensor, "types genes 3"]
     log_prior: Float[Tensor, "types genes bins"]
+    tilt: Float[Tensor, "types perturbations genes"]
+
+    def tilt_of(self, condition: Condition) -> Float[Tensor, "batch genes"]:
+        """Expected effect on each cell; none where the perturbation is not told."""
+        told = condition.perturbation < self.tilt.shape[1]
+        number = torch.where(told, condition.perturbation, 0)
+        return self.tilt[condition.cell_type, number] * told[:, None]
 
     def to(self, device: torch.device) -> "Contexts":
         """The same on another device."""
-        return Contexts(self.features.to(device), self.log_prior.to(device))
+        return Contexts(
+            self.features.to(device),
+            self.log_prior.to(device),
+            self.tilt.to(device),
+        )
 
 
 @dataclass(frozen=True)

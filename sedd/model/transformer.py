@@ -3,9 +3,10 @@
 Genes are grouped into tokens of the transformer. What is known of a gene (its noised token, what
 the control cells of the type show) enters the stream by a small linear map of that gene's own.
 adaLN-Zero blocks (DiT, arXiv:2212.09748) are modulated by the mask fraction, the perturbation,
-the depth and a summary of the visible genes. What leaves is a *correction*: the log prior of the
-type plus coefficients on an ordinal basis, which are zero before training, so that an untrained
-model says "the control cells, tilted as the other cell types were".
+the depth and a summary of the visible genes. What leaves is a *correction*: to the log prior of the
+type, tilted by the effect that other types lead to expect (`sedd.data.effects`), the network adds
+coefficients on an ordinal basis. They are zero before training, so that an untrained model says
+"the control cells, changed as those of alike types were".
 
 Shape letters: batch (cells), genes, groups (of genes), dim (width of the stream), bins, rank.
 """
@@ -16,7 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sedd.model.config import ModelConfig
-from sedd.model.embeddings import LabelEmbedding, ScalarEmbedding
+from sedd.model.embeddings import (
+    LabelEmbedding,
+    PerturbationEmbedding,
+    ScalarEmbedding,
+    TargetFlag,
+)
 from sedd.model.inputs import Condition, Contexts, Initial, Sizes
 
 TOKEN_FEATURES = 5
@@ -32,6 +38,7 @@ class Denoiser(nn.Module):
     value_features: Tensor
     basis: Tensor
     levels: Tensor
+    direction: Tensor
     gene_mean: Tensor
     gene_std: Tensor
     depth_scale: Tensor
@@ -46,6 +53,7 @@ class Denoiser(nn.Module):
 
         self.register_buffer("basis", initial.basis.clone())
         self.register_buffer("levels", initial.levels.clone())
+        self.register_buffer("direction", initial.direction.clone())
         self.register_buffer("value_features", _value_features(initial.levels))
         self.register_buffer("gene_mean", initial.gene_mean.clone())
         self.register_buffer("gene_std", initial.gene_std.clone())
@@ -56,9 +64,14 @@ class Denoiser(nn.Module):
         self.token_map = _group_map(groups, per_group * TOKEN_FEATURES, dim)
         if config.control_features:
             self.control_map = _group_map(groups, per_group * CONTROL_FEATURES, dim)
-        self.perturbation = LabelEmbedding(
-            sizes.num_perturbations, dim, initial.perturbation_vectors
+        self.perturbation = PerturbationEmbedding(
+            initial.parts,
+            dim,
+            initial.perturbation_vectors,
+            can_be_hidden=config.condition_dropout > 0,
         )
+        if (initial.targets >= 0).any():
+            self.target = TargetFlag(initial.targets, per_group, dim, rank)
         self.depth = ScalarEmbedding(dim)
         if config.time_conditioning:
             self.mask_fraction = ScalarEmbedding(dim)
@@ -78,8 +91,6 @@ class Denoiser(nn.Module):
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.head = nn.Parameter(torch.zeros(groups, dim, per_group * rank))
         self.head_bias = nn.Parameter(torch.zeros(sizes.num_genes, rank))
-        if config.additive_tilt:
-            self.tilt = nn.Parameter(initial.tilt.clone())
         nn.init.zeros_(self.final_modulation.weight)
         nn.init.zeros_(self.final_modulation.bias)
 
@@ -94,12 +105,15 @@ class Denoiser(nn.Module):
         visible = tokens != self.sizes.num_bins
         summary, shift = self._encode_visible(tokens, visible)
         stream = self._embed_genes(tokens, condition, contexts) + shift[:, None]
+        if self.perturbation.parts.shape[1] > 1:  # genes attend to the parts of combinations
+            stream = torch.cat([stream, self.perturbation.each(condition.perturbation)], dim=1)
         conditioning = functional.silu(self._condition(visible, condition) + summary)
         for block in self.blocks:
             stream = block(stream, conditioning)
         scale, offset = self.final_modulation(conditioning).chunk(2, dim=-1)
         stream = modulate(functional.layer_norm(stream, stream.shape[-1:]), scale, offset)
-        return self._logits(stream, condition, contexts, genes)
+        groups = self.head.shape[0]
+        return self._logits(stream[:, :groups], condition, contexts, genes)
 
     def _embed_genes(
         self, tokens: Int[Tensor, "batch genes"], condition: Condition, contexts: Contexts
@@ -109,6 +123,8 @@ class Denoiser(nn.Module):
         if self.config.control_features:
             shown = torch.einsum("tgf,gfd->tgd", self._grouped(contexts.features), self.control_map)
             stream = stream + shown[condition.cell_type]
+        if hasattr(self, "target"):
+            stream = self.target.on_tokens(stream, condition.perturbation)
         return stream
 
     def _grouped(
@@ -152,13 +168,16 @@ class Denoiser(nn.Module):
         coefficients = torch.einsum("ngd,gdk->ngk", stream, self.head)
         coefficients = coefficients.flatten(1).unflatten(1, (-1, rank))[:, :num_genes]
         coefficients = coefficients + self.head_bias
-        if self.config.additive_tilt:
-            coefficients = coefficients + self.tilt[condition.perturbation]
+        if hasattr(self, "target"):
+            coefficients = self.target.on_genes(coefficients, condition.perturbation)
+        tilt = contexts.tilt_of(condition)
+        coefficients = torch.cat([coefficients, tilt[..., None]], dim=-1)
+        basis = torch.cat([self.basis, self.direction[None]])
         if genes is None:
-            return contexts.log_prior[condition.cell_type] + coefficients @ self.basis
-        coefficients = coefficients.gather(1, genes[..., None].expand(-1, -1, rank))
+            return contexts.log_prior[condition.cell_type] + coefficients @ basis
+        coefficients = coefficients.gather(1, genes[..., None].expand(-1, -1, rank + 1))
         prior = contexts.log_prior[condition.cell_type[:, None], genes]
-        return prior + coefficients @ self.basis
+        return prior + coefficients @ basis
 
 
 class Block(nn.Module):

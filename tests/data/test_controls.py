@@ -119,3 +119,12 @@ def test_control_cells_of_a_type_keep_their_rows_depths_and_values():
     np.testing.assert_array_equal(chosen.values, np.eye(3)[:2])
     with pytest.raises(DataError, match="no control cell of cell type number 1"):
         cells.of_type(1)
+
+
+def test_control_cells_are_found_by_their_row_in_the_file():
+    cells = ControlCells(np.zeros(3, np.int64), np.array([7, 3, 5]), np.ones(3), np.eye(3))
+
+    np.testing.assert_array_equal(cells.positions(np.array([5, 7, 7, 3])), [2, 0, 0, 1])
+    for row in (4, 2, 8):
+        with pytest.raises(ValueError, match=rf"Rows \[{row}\] of the training file"):
+            cells.positions(np.array([3, row]))

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sedd.data.reference import Reference, measure_scales
 from sedd.errors import StorageError
@@ -36,8 +37,32 @@ def test_every_array_and_name_comes_back_as_it_was(tmp_path, make):
             found = getattr(getattr(loaded, part), field.name)
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
-    for name in ("perturbation_vectors", "cell_type_vectors"):
+    for name in ("control_names", "perturbation_vectors", "cell_type_vectors"):
         np.testing.assert_equal(getattr(loaded, name), getattr(reference, name))
+
+
+def test_control_names_in_any_script_come_back_as_text(tmp_path):
+    reference = tiny_shards().reference
+    odd = ["Zelle-ß", "", 'a,b\n"c"', "細胞 1", "x\x00"]
+    names = reference.control_names.copy()
+    names[: len(odd)] = odd
+    replace(reference, control_names=names).save(tmp_path)
+
+    loaded = Reference.load(tmp_path).control_names
+
+    assert loaded.tolist() == names.tolist()
+    assert {type(name) for name in loaded} == {str}
+
+
+def test_a_reference_without_control_names_is_too_old_and_says_what_to_do(tmp_path):
+    with_vectors().save(tmp_path)
+    path = tmp_path / "reference.safetensors"
+    tensors = load_file(path)
+    del tensors["control_names"]
+    save_file(tensors, path, metadata={"kind": "counts"})
+
+    with pytest.raises(StorageError, match=r"earlier version .* Train again"):
+        Reference.load(tmp_path)
 
 
 def test_what_was_loaded_is_saved_as_the_same_bytes(tmp_path):

@@ -211,16 +211,47 @@ def test_a_split_that_leaves_no_perturbed_cell_to_learn_from_is_refused():
         split_of(kind="unseen_cell_type", cell_types=tuple(TYPES))
 
 
-def test_a_split_that_holds_out_no_cell_is_refused():
-    is_used = (CELL_TYPE != "B cell") | (PERTURBATION == "control")
+@pytest.mark.parametrize(
+    ("lost", "asked", "named"),
+    [
+        (
+            (CELL_TYPE == "B cell") & (PERTURBATION != "control"),
+            {"kind": "unseen_cell_type", "cell_types": ("T cell", "B cell")},
+            r"no perturbed cell of \['B cell'\] .* \(1 of 2 named\)\. Take them out of the list",
+        ),
+        (
+            (CELL_TYPE == "B cell") & (PERTURBATION == "IL6"),
+            {"kind": "unseen_pair", "pairs": (("B cell", "IL6"), ("T cell", "IL6"))},
+            r"no perturbed cell of \[\('B cell', 'IL6'\)\] .* \(1 of 2 named\)",
+        ),
+        (
+            np.zeros(len(CELL_TYPE), bool),
+            {"kind": "random_cells", "test_fraction": 0.04},
+            r"test_fraction=0\.04 .* rounded down, is none\. Raise it",
+        ),
+    ],
+)
+def test_a_fold_without_cells_is_refused_by_name_though_others_have_some(lost, asked, named):
+    with pytest.raises(DataError, match=named):
+        split_of(PERTURBATION[~lost], CELL_TYPE[~lost], **asked)
 
-    with pytest.raises(DataError, match="holds out no cell"):
-        split_of(
-            PERTURBATION[is_used],
-            CELL_TYPE[is_used],
-            kind="unseen_cell_type",
-            cell_types=("B cell",),
-        )
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"kind": "unseen_cell_type", "cell_types": ("B cell",)},
+        {"kind": "unseen_pair", "pairs": (("B cell", "IL6"),)},
+        {"kind": "unseen_perturbation", "perturbations": ("IL6",)},
+        {"kind": "random_cells"},
+    ],
+)
+def test_cells_of_a_type_without_controls_are_not_held_out(asked):
+    kept = (CELL_TYPE != "B cell") | (PERTURBATION != "control")
+
+    with pytest.raises(DataError, match=r"\['B cell'\] are held out, .* Add 'control' cells"):
+        split_of(PERTURBATION[kept], CELL_TYPE[kept], **asked)
+
+    assert len(split_of(PERTURBATION[kept], CELL_TYPE[kept]).train) > 0
 
 
 @pytest.mark.parametrize(

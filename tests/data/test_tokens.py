@@ -161,3 +161,23 @@ def test_log1p_values_outside_the_fitted_ones_never_become_mask():
 
     assert nothing.encode(np.array([[3.0]])).max() < nothing.num_bins
     assert some.encode(np.array([[9.0]])).max() < some.num_bins
+
+
+def test_levels_are_log1p_of_the_mean_counts_of_the_bins():
+    counts = dispersed_counts(300, [0.5, 5.0, 60.0], 0.5, seed=0)
+    tokenizer = Tokenizer.fit(counts)
+
+    levels = tokenizer.levels
+
+    np.testing.assert_allclose(np.expm1(levels), tokenizer.means.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(levels[:10], np.log1p(np.arange(10)), rtol=1e-6)
+    assert (np.diff(levels) > 0).all()
+
+
+def test_levels_of_log1p_values_are_the_values_themselves():
+    values = np.log1p(dispersed_counts(300, [0.5, 5.0], 0.5, seed=0)).astype(np.float32)
+    tokenizer = Tokenizer.fit(values, kind="log1p")
+
+    np.testing.assert_array_equal(tokenizer.levels, tokenizer.means.mean(0))
+    assert tokenizer.levels[0] == 0
+    assert tokenizer.levels[-1] == pytest.approx(values.max(), rel=0.05)

@@ -155,6 +155,16 @@ def block_law(world: EnumeratedWorld, blocks: Sequence[int]) -> Tensor:
     return sum(_law_of(world, groups) for groups in revealings) / len(revealings)
 
 
+def block_nelbo(world: EnumeratedWorld, blocks: Sequence[int]) -> float:
+    """Expected -log P(cell | order of its genes) of cells of the world, in nats per cell."""
+    revealings = [
+        groups for groups in ordered_groups(world.num_genes) if [*map(len, groups)] == [*blocks]
+    ]
+    return -sum(world.law @ _law_of(world, groups).log() for groups in revealings).item() / len(
+        revealings
+    )
+
+
 def step_law(world: EnumeratedWorld, num_steps: int) -> Tensor:
     """Law of cells when each gene is revealed in a step of its own choice, uniform over steps.
 

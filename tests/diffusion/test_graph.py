@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import Generator
 
-from sedd.diffusion.graph import AbsorbingGraph, stratified_mask_counts
+from sedd.diffusion.graph import AbsorbingGraph, rank_of, stratified_mask_counts
 from sedd.diffusion.noise import LogLinearNoise
 
 GRAPH = AbsorbingGraph(num_bins=4)
@@ -48,6 +48,13 @@ def test_each_cell_is_corrupted_by_its_own_noise():
     assert shares[0] == 0
     assert shares[1].item() == pytest.approx(1 - 0.6065307, abs=0.01)  # 4 s.e. = .0098
     assert shares[2] == 1
+
+
+def test_the_rank_is_the_inverse_of_the_order():
+    order = torch.rand(20, 300, generator=Generator().manual_seed(0)).argsort(1)
+
+    assert torch.equal(rank_of(order), order.argsort(1))
+    assert rank_of(torch.tensor([[2, 0, 1]])).tolist() == [[1, 2, 0]]
 
 
 def test_exactly_as_many_genes_are_masked_as_asked_and_the_others_are_untouched():

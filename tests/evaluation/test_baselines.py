@@ -13,6 +13,7 @@ from sedd.evaluation.baselines import (
     MEAN_OF_OTHERS,
     MIN_CELLS,
     NO_CHANGE,
+    RIDGE,
     TOKEN_TILT,
     Prediction,
     TokenCells,
@@ -121,6 +122,7 @@ def test_no_baseline_but_the_ceiling_sees_the_held_out_cells():
         NO_CHANGE,
         MEAN_OF_OTHERS,
         ADDITIVE,
+        RIDGE,
         TOKEN_TILT,
         CEILING,
     ]
@@ -128,6 +130,7 @@ def test_no_baseline_but_the_ceiling_sees_the_held_out_cells():
         NO_CHANGE,
         MEAN_OF_OTHERS,
         ADDITIVE,
+        RIDGE,
         TOKEN_TILT,
     ]
     for with_held_out, without in zip(seen, unseen, strict=False):
@@ -159,6 +162,117 @@ def test_a_perturbation_that_no_other_type_has_leaves_no_change_and_the_ceiling(
     )
 
     assert [prediction.name for prediction in predictions] == [NO_CHANGE, CEILING]
+
+
+# Other perturbations of the type, where no other type shows the one that is asked for.
+
+
+def singles(**shifts: tuple[float, float]) -> TrainingCells:
+    """T cells at (5, 5) under control, moved by the shift of each other label; two genes."""
+    rows = {"control": (0.0, 0.0)} | shifts
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.3, (len(rows), MIN_CELLS, 2))
+    noise -= noise.mean(1, keepdims=True)
+    cells = 5 + np.array(list(rows.values()))[:, None] + noise
+    names = np.repeat(np.array(list(rows), dtype=object), MIN_CELLS)
+    types = np.full(len(names), "T", dtype=object)
+    return TrainingCells(cells.reshape(-1, 2), types, names, "control")
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "shift"),
+    [
+        ("A+B", (1.0, 2.0)),
+        ("B + A", (1.0, 2.0)),
+        ("A+A", (2.0, 0.0)),
+        ("A+control", (1.0, 0.0)),
+        ("A+B+C", (0.0, -2.0)),
+        ("A+D", (0.0, -2 / 3)),  # D was never seen: the mean of all three
+        ("Ca2+", (0.0, -2 / 3)),
+        ("D", (0.0, -2 / 3)),
+    ],
+)
+def test_additive_adds_the_parts_of_a_combination_and_else_averages_the_others(perturbation, shift):
+    training = singles(A=(1.0, 0.0), B=(0.0, 2.0), C=(-1.0, -4.0))
+
+    predictions = by_name(baseline_predictions(training, "T", perturbation))
+
+    assert list(predictions) == [NO_CHANGE, MEAN_OF_OTHERS, ADDITIVE]
+    np.testing.assert_allclose(predictions[ADDITIVE].mean_log1p, 5 + np.array(shift), atol=1e-12)
+
+
+def test_mean_of_others_is_then_the_pooled_cells_of_the_types_other_perturbations():
+    training = singles(A=(1.0, 0.0), B=(0.0, 2.0), new=(9.0, 9.0))
+    of_b_cells = replace(training, cell_type=np.full(len(training.log1p), "B", dtype=object))
+    both = TrainingCells(
+        np.concatenate([training.log1p, of_b_cells.log1p + 7]),
+        np.concatenate([training.cell_type, of_b_cells.cell_type]),
+        np.concatenate([training.perturbation, np.where(
+            of_b_cells.perturbation == "new", "other", of_b_cells.perturbation)]),
+        "control",
+    )  # fmt: skip
+
+    predicted = by_name(baseline_predictions(both, "T", "new"))[MEAN_OF_OTHERS]
+
+    rows = np.concatenate([training.rows("T", "A"), training.rows("T", "B")])
+    np.testing.assert_array_equal(predicted.cells_log1p, training.log1p[rows])
+
+
+def test_cells_of_the_held_out_combination_have_no_say():
+    seen, unseen = singles(**{"A+B": (9.0, 9.0)}, A=(1.0, 0.0)), singles(A=(1.0, 0.0))
+
+    for one, other in zip(
+        baseline_predictions(seen, "T", "A+B"),
+        baseline_predictions(unseen, "T", "A+B"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one.mean_log1p, other.mean_log1p, atol=1e-9)
+
+
+def test_a_part_with_few_cells_has_no_say():
+    training = singles(A=(1.0, 0.0), B=(0.0, 2.0))
+    fewer = training.perturbation.copy()
+    fewer[training.rows("T", "B")[0]] = "unknown"
+
+    predicted = by_name(baseline_predictions(replace(training, perturbation=fewer), "T", "A+B"))
+
+    np.testing.assert_allclose(predicted[ADDITIVE].mean_log1p, [6, 5], atol=1e-12)
+
+
+# Ridge.
+
+
+def graded_world(num_types: int = 6) -> TrainingCells:
+    """The shift of gene 0 is a tenth of gene 2's control mean; that of gene 1 is always 1."""
+    rng = np.random.default_rng(1)
+    parts, types, names = [], [], []
+    for number in range(num_types):
+        control = rng.normal(0, 0.1, (MIN_CELLS, 3))
+        control += np.array([5.0, 5.0, 2.0 * number]) - control.mean(0)
+        parts += [control, control + np.array([0.2 * number, 1.0, 0.0])]
+        types += [f"type {number}"] * 2 * MIN_CELLS
+        names += ["control"] * MIN_CELLS + ["x"] * MIN_CELLS
+    return TrainingCells(
+        np.concatenate(parts), np.array(types, object), np.array(names, object), "control"
+    )
+
+
+def test_ridge_learns_how_the_shift_depends_on_the_type_where_additive_takes_the_mean():
+    predictions = by_name(baseline_predictions(graded_world(), "type 4", "x"))
+
+    np.testing.assert_allclose(predictions[ADDITIVE].mean_log1p, [5 + 0.44, 6, 8], atol=1e-9)
+    np.testing.assert_allclose(predictions[RIDGE].mean_log1p, [5 + 0.8, 6, 8], atol=5e-3)
+
+
+def test_ridge_does_not_see_the_held_out_shift():
+    training = graded_world()
+    held_out = training.rows("type 2", "x")
+    before = by_name(baseline_predictions(training, "type 2", "x"))[RIDGE]
+
+    training.log1p[held_out] = np.nan
+    after = by_name(baseline_predictions(training, "type 2", "x"))[RIDGE]
+
+    np.testing.assert_array_equal(after.mean_log1p, before.mean_log1p)
 
 
 def test_three_real_cells_make_no_ceiling():

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from sedd.evaluation.report import (
     write_html_report,
     write_per_condition_csv,
 )
+from sedd.evaluation.trust import Trust
+from sedd.evaluation.uncertainty import Interval
+from sedd.evaluation.variance import VarianceCalibration
 
 NAN = float("nan")
 PROVENANCE = Provenance(
@@ -50,6 +54,7 @@ def scores(pearson: float = 0.5, **others: float) -> Scores:
         "energy_distance": 2.0,
         "zero_fraction_error": 0.1,
         "variance_ratio": 1.5,
+        "common_degs": 0.5,
         "correlation_structure": 0.5,
     }
     return Scores(pearson=pearson, **(mediocre | others))
@@ -154,7 +159,7 @@ def test_the_verdict_says_where_the_model_beats_every_baseline():
 
     assert verdicts(results) == (
         "model: ahead of every baseline on Pearson, Energy; "
-        "not on MSE, Zeros, Variance, Correlation.",
+        "not on MSE, Zeros, Variance, DEGs, Correlation.",
     )
 
 
@@ -197,6 +202,8 @@ def test_the_csv_has_a_row_per_condition_and_method_that_reads_back(tmp_path: Pa
     write_per_condition_csv(path, [condition(model=scores(0.5, mse=NAN)), with_limits])
 
     table = pd.read_csv(path)
+    assert {"pearson_of_attainable", "variance_slope", "energy_distance_low"} <= set(table)
+    assert table["pearson_of_attainable"].tolist()[1] == pytest.approx(0.25 / 0.75)
     assert list(table["cell_type"]) == ["B cells", 'odd, "name"']
     assert list(table["pearson"]) == [0.5, 0.25]
     assert table["mse"].isna().tolist() == [True, False]
@@ -295,6 +302,25 @@ def test_the_report_shows_scores_limits_and_where_they_come_from(tmp_path: Path)
     for table in re.findall(r"<table>.*?</table>", page, flags=re.DOTALL):
         rows = [len(re.findall(r"<t[hd][ >]", row)) for row in table.split("<tr")[1:]]
         assert len(set(rows)) == 1
+
+
+def test_intervals_stand_below_scores_and_below_means_of_several_conditions(tmp_path: Path):
+    trust = Trust({"pearson": Interval(0.912, 0.845, 0.967)}, VarianceCalibration(1.0, 1.0, 1.0))
+    one, other = condition(model=scores(0.912)), condition("T cells", model=scores(0.7))
+
+    page = written_report(
+        tmp_path,
+        replace(one, trust={"model": trust}, limits=Limits(0.96, 0.05)),
+        other,
+        replace(other, cell_type="NK cells"),
+    )
+
+    assert "0.912<small>0.845 to 0.967</small></td>" in page
+    # 0.771 is the mean of .912, .7 and .7; Student's t with 2 degrees of freedom is 4.30.
+    low, high = (0.7707 + sign * 4.303 * 0.0707 for sign in (-1, 1))
+    (bounds,) = re.findall(r"0\.771<small>(.*?) to (.*?)</small>", page)
+    assert [float(bound) for bound in bounds] == pytest.approx([low, high], abs=0.02)
+    assert "share of the attainable: model 0.950." in " ".join(page.split())
 
 
 def test_the_nelbo_is_explained_only_where_it_is_shown(tmp_path: Path):

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Generator
 
-from sedd.model.embeddings import LabelEmbedding, ScalarEmbedding, ordinal_basis
+from sedd.model.embeddings import (
+    LabelEmbedding,
+    PerturbationEmbedding,
+    ScalarEmbedding,
+    TargetFlag,
+    ordinal_basis,
+)
 
 CENTERS = np.array([0, 1, 2, 3, 4.5, 7, 11, 18, 30, 55, 110, 260], dtype=np.float64)
 
@@ -126,3 +132,150 @@ def test_a_single_label_and_a_constant_feature_are_no_division_by_zero(vectors):
 
     assert torch.equal(embed.vectors, torch.zeros_like(vectors))
     assert embed(torch.tensor([0])).isfinite().all()
+
+
+# Perturbations
+
+CONTROL, A, B, A_B, B_A, A_A, NOT_TOLD = range(7)
+PARTS = torch.tensor([[0, -1], [1, -1], [2, -1], [1, 2], [2, 1], [1, 1]])
+"""Control, A, B, A+B, B+A and A+A; 6 is "not told"."""
+
+GIVEN = torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5], [0.3, 1.0, 4.0]])
+"""Vectors of control, A and B."""
+
+
+def perturbations(
+    vectors: torch.Tensor | None = None, *, can_be_hidden: bool = False
+) -> PerturbationEmbedding:
+    torch.manual_seed(0)
+    embed = PerturbationEmbedding(PARTS, 4, vectors, can_be_hidden=can_be_hidden)
+    with torch.no_grad():
+        for parameter in embed.parameters():
+            parameter += torch.randn(parameter.shape)
+    return embed
+
+
+@pytest.mark.parametrize("vectors", [None, GIVEN])
+def test_a_combination_is_the_sum_of_its_parts_in_any_order(vectors):
+    embedded = perturbations(vectors)(torch.arange(6))
+
+    torch.testing.assert_close(embedded[A_B], embedded[A] + embedded[B], rtol=0, atol=1e-6)
+    torch.testing.assert_close(embedded[B_A], embedded[A_B], rtol=0, atol=1e-6)
+    torch.testing.assert_close(embedded[A_A], 2 * embedded[A], rtol=0, atol=1e-6)
+    assert (embedded[A] - embedded[B]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("vectors", [None, GIVEN])
+def test_single_perturbations_are_embedded_as_plain_labels(vectors):
+    torch.manual_seed(0)
+    plain = LabelEmbedding(3, 4, vectors)
+    torch.manual_seed(0)
+    embed = PerturbationEmbedding(torch.arange(3)[:, None], 4, vectors)
+    asked = torch.tensor([2, 0, 1, 2])
+
+    assert torch.equal(embed(asked), plain(asked))
+    names = [name for name, _ in embed.named_parameters()]
+    assert names == [f"single.{name}" for name, _ in plain.named_parameters()]
+
+
+def test_a_part_that_only_combinations_have_gets_weights_of_its_own():
+    """A+B alone in the data: what A and B do is learned from it."""
+    embed = PerturbationEmbedding(torch.tensor([[0, -1], [1, 2]]), 4)
+
+    embed(torch.tensor([1])).sum().backward()
+
+    assert embed.single.table.weight.grad.tolist() == [[0.0] * 4, [1.0] * 4, [1.0] * 4]
+
+
+@pytest.mark.parametrize("vectors", [None, GIVEN])
+def test_each_part_stands_in_its_place_and_is_zero_where_there_is_none(vectors):
+    embed = perturbations(vectors)
+    singles = embed(torch.tensor([CONTROL, A, B]))
+
+    parts = embed.each(torch.tensor([A, B_A, NOT_TOLD]))
+
+    expected = torch.stack([singles[1], torch.zeros(4), singles[2], singles[1]]).view(2, 2, 4)
+    torch.testing.assert_close(parts[:2], expected, rtol=0, atol=1e-6)
+    assert not parts[0, 1].any()
+    assert not parts[2].any()
+
+
+def test_not_told_is_a_vector_of_its_own_and_the_others_know_nothing_of_it():
+    embed, plain = perturbations(can_be_hidden=True), perturbations()
+    asked = torch.tensor([CONTROL, A, A_B, NOT_TOLD])
+    with torch.no_grad():
+        embed.single.table.weight.copy_(plain.single.table.weight)
+
+    embedded = embed(asked)
+
+    assert torch.equal(embedded[:3], plain(asked[:3]))
+    assert torch.equal(embedded[3], embed.hidden)
+    assert embed.hidden.abs().min() > 0
+
+
+def test_before_training_not_told_is_nothing_and_a_model_that_is_always_told_has_no_such_vector():
+    untrained = PerturbationEmbedding(PARTS, 4, can_be_hidden=True)
+
+    assert not untrained(torch.tensor([NOT_TOLD])).any()
+    assert not hasattr(PerturbationEmbedding(PARTS, 4), "hidden")
+
+
+# Targets
+
+TARGETS = torch.tensor([[-1, -1], [5, -1], [0, -1], [5, 0], [0, 5], [5, 5]])
+"""A acts on gene 5, B on gene 0; genes share tokens of three."""
+
+
+def flag() -> TargetFlag:
+    """Weights as if trained: place p of a token adds p + 1, coefficients shift by (10, 20)."""
+    found = TargetFlag(TARGETS, 3, 2, 2)
+    with torch.no_grad():
+        found.slots += torch.tensor([[1.0, 1], [2, 2], [3, 3]])
+        found.shift += torch.tensor([10.0, 20])
+    return found
+
+
+def test_before_training_a_target_changes_nothing():
+    stream, coefficients, asked = torch.randn(7, 3, 2), torch.randn(7, 7, 2), torch.arange(7)
+    untrained = TargetFlag(TARGETS, 3, 2, 2)
+
+    assert torch.equal(untrained.on_tokens(stream, asked), stream)
+    assert torch.equal(untrained.on_genes(coefficients, asked), coefficients)
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "genes", "tokens"),
+    [
+        (CONTROL, {}, {}),
+        (A, {5: 1}, {1: 3.0}),  # gene 5 is the third of token 1
+        (B, {0: 1}, {0: 1.0}),
+        (A_B, {0: 1, 5: 1}, {0: 1.0, 1: 3.0}),
+        (B_A, {0: 1, 5: 1}, {0: 1.0, 1: 3.0}),
+        (A_A, {5: 2}, {1: 6.0}),
+        (NOT_TOLD, {}, {}),
+    ],
+)
+def test_a_target_moves_its_own_token_and_coefficients_alone(perturbation, genes, tokens):
+    """In a batch, beside a cell that is not perturbed."""
+    asked = torch.tensor([CONTROL, perturbation])
+    on_tokens = flag().on_tokens(torch.zeros(2, 3, 2), asked)
+    on_genes = flag().on_genes(torch.zeros(2, 7, 2), asked)
+
+    expected_tokens, expected_genes = torch.zeros(2, 3, 2), torch.zeros(2, 7, 2)
+    for token, added in tokens.items():
+        expected_tokens[1, token] = added
+    for gene, times in genes.items():
+        expected_genes[1, gene] = times * torch.tensor([10.0, 20])
+    assert torch.equal(on_tokens, expected_tokens)
+    assert torch.equal(on_genes, expected_genes)
+
+
+def test_targets_are_learned_from_all_perturbations_together():
+    found = flag()
+
+    asked = torch.tensor([A, B, A_B])
+    found.on_genes(torch.zeros(3, 7, 2), asked).sum().backward()
+    found.on_tokens(torch.zeros(3, 3, 2), asked).sum().backward()
+
+    assert found.shift.grad.tolist() == [4, 4]
+    assert found.slots.grad.tolist() == [[2, 2], [0, 0], [2, 2]]

@@ -1,8 +1,10 @@
 """The denoiser against what it promises before training, its symmetries and a slow reference."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor, nn
@@ -26,34 +28,40 @@ TINY = ModelConfig(
     genes_per_token=1,
     ordinal_rank=RANK,
 )
+DIRECTION = torch.tensor([0.1, 0.9, 1.4, 1.6, 2.2, 2.3], dtype=torch.float64)
+"""Along which effects tilt: growing, but not the levels of the bins."""
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def initial(num_genes: int, rank: int | None = RANK) -> Initial:
+def initial(num_genes: int, rank: int | None = RANK, **changes) -> Initial:
     levels = torch.log1p(torch.arange(NUM_BINS, dtype=torch.float64))
     basis = torch.from_numpy(ordinal_basis(torch.expm1(levels).numpy(), rank))
-    tilt = normal(NUM_PERTURBATIONS, num_genes, len(basis), seed=1)
-    tilt[0] = 0
-    return Initial(
+    singles = torch.arange(NUM_PERTURBATIONS)[:, None]
+    plain = Initial(
         basis=basis.double(),
         levels=levels,
-        tilt=tilt,
+        direction=DIRECTION,
         gene_mean=normal(num_genes, seed=2),
         gene_std=normal(num_genes, seed=3).exp(),
         components=normal(num_genes, 4, seed=4),
         depth_mean=8.0,
         depth_std=0.5,
+        parts=singles,
+        targets=torch.full_like(singles, -1),
     )
+    return replace(plain, **changes)
 
 
-def untrained(num_genes: int = 7, **changes) -> Denoiser:
+def untrained(num_genes: int = 7, told: Mapping | None = None, **changes) -> Denoiser:
+    """`told` changes what the data say, the others change the configuration."""
     torch.manual_seed(0)
     config = replace(TINY, **changes)
-    sizes = Sizes(num_genes, NUM_BINS, NUM_PERTURBATIONS, NUM_TYPES)
-    return Denoiser(config, sizes, initial(num_genes, config.ordinal_rank)).double().eval()
+    start = initial(num_genes, config.ordinal_rank, **(told or {}))
+    sizes = Sizes(num_genes, NUM_BINS, len(start.parts), NUM_TYPES)
+    return Denoiser(config, sizes, start).double().eval()
 
 
 def trained(num_genes: int = 7, *, spread: float = 0.3, **changes) -> Denoiser:
@@ -69,7 +77,13 @@ def trained(num_genes: int = 7, *, spread: float = 0.3, **changes) -> Denoiser:
 def contexts_of(num_genes: int) -> Contexts:
     features = normal(NUM_TYPES, num_genes, 3, seed=6)
     log_prior = normal(NUM_TYPES, num_genes, NUM_BINS, seed=7).log_softmax(-1)
-    return Contexts(features, log_prior)
+    return Contexts(features, log_prior, normal(NUM_TYPES, NUM_PERTURBATIONS, num_genes, seed=1))
+
+
+def expected_law(contexts: Contexts, condition: Condition) -> Tensor:
+    """Log prior and tilt, before the network has its say; [batch, genes, bins]."""
+    tilt = contexts.tilt[condition.cell_type, condition.perturbation]
+    return contexts.log_prior[condition.cell_type] + tilt[..., None] * DIRECTION
 
 
 def asked(num_cells: int, seed: int = 8) -> Condition:
@@ -94,28 +108,39 @@ def noised(num_cells: int, num_genes: int, seed: int = 10) -> Tensor:
 # Before training
 
 
-def test_an_untrained_model_says_the_prior_tilted_by_the_perturbation():
-    denoiser, contexts, condition = untrained(), contexts_of(7), asked(9)
-
-    logits = denoiser(noised(9, 7), condition, contexts)
-
-    tilt = initial(7).tilt[condition.perturbation] @ initial(7).basis
-    assert torch.equal(logits, contexts.log_prior[condition.cell_type] + tilt)
-    assert tilt[condition.perturbation > 0].abs().max() > 0.5
-
-
 @pytest.mark.parametrize("rank", [RANK, None])
-def test_an_untrained_model_says_nothing_changes_under_control_and_where_tilts_are_off(rank):
+def test_an_untrained_model_says_the_prior_of_the_type_tilted_by_its_expected_effect(rank):
     contexts, condition = contexts_of(7), asked(9)
     prior = contexts.log_prior[condition.cell_type]
 
-    under_control = untrained(ordinal_rank=rank)(noised(9, 7), condition.as_control(), contexts)
-    without_tilt = untrained(ordinal_rank=rank, additive_tilt=False)(
-        noised(9, 7), condition, contexts
-    )
+    logits = untrained(ordinal_rank=rank)(noised(9, 7), condition, contexts)
 
-    assert torch.equal(under_control, prior)
-    assert torch.equal(without_tilt, prior)
+    for cell in range(9):
+        tilt = contexts.tilt[condition.cell_type[cell], condition.perturbation[cell]]
+        for bin_number in range(NUM_BINS):
+            expected = prior[cell, :, bin_number] + tilt * DIRECTION[bin_number]
+            torch.testing.assert_close(logits[cell, :, bin_number], expected, rtol=0, atol=1e-12)
+    assert (logits - prior).abs().amax((1, 2)).min() > 0.5
+
+
+def test_an_untrained_model_says_nothing_changes_where_no_effect_is_expected():
+    contexts, condition = contexts_of(7), asked(9)
+    unmoved = replace(contexts, tilt=torch.zeros_like(contexts.tilt))
+
+    logits = untrained()(noised(9, 7), condition, unmoved)
+
+    assert torch.equal(logits, contexts.log_prior[condition.cell_type])
+
+
+def test_a_trained_model_adds_its_correction_to_whatever_was_expected():
+    denoiser, contexts = trained(), contexts_of(7)
+    tokens, condition = noised(9, 7), asked(9)
+    more = replace(contexts, tilt=contexts.tilt + normal(*contexts.tilt.shape, seed=11))
+
+    difference = denoiser(tokens, condition, more) - denoiser(tokens, condition, contexts)
+
+    added = (more.tilt - contexts.tilt)[condition.cell_type, condition.perturbation]
+    torch.testing.assert_close(difference, added[..., None] * DIRECTION, rtol=0, atol=1e-10)
 
 
 def test_an_untrained_block_is_the_identity():
@@ -197,9 +222,10 @@ def test_renaming_the_genes_renames_the_answer():
             getattr(renamed, name).copy_(getattr(denoiser, name)[order])
         for name in ("gene_mean", "gene_std"):
             getattr(renamed, name).copy_(getattr(denoiser, name)[order])
-        renamed.tilt.copy_(denoiser.tilt[:, order])
     tokens, condition, contexts = noised(5, 7), asked(5), contexts_of(7)
-    reordered = Contexts(contexts.features[:, order], contexts.log_prior[:, order])
+    reordered = Contexts(
+        contexts.features[:, order], contexts.log_prior[:, order], contexts.tilt[..., order]
+    )
 
     answer = denoiser(tokens, condition, contexts)
     answer_renamed = renamed(tokens[:, order], condition, reordered)
@@ -256,14 +282,14 @@ def test_genes_that_fill_the_last_token_up_have_no_say():
 
 def test_a_group_is_the_neighbours_of_a_gene_and_no_other():
     """With all weights of the second token gone, its three genes are predicted by bias alone."""
-    denoiser = trained(genes_per_token=3, additive_tilt=False)
+    denoiser = trained(genes_per_token=3)
     tokens, condition, contexts = noised(5, 7), asked(5), contexts_of(7)
     with torch.no_grad():
         denoiser.head[1] = 0
 
     logits = denoiser(tokens, condition, contexts)
 
-    by_bias = contexts.log_prior[condition.cell_type] + denoiser.head_bias @ denoiser.basis
+    by_bias = expected_law(contexts, condition) + denoiser.head_bias @ denoiser.basis
     same = torch.isclose(logits, by_bias, rtol=0, atol=1e-12).all(-1).all(0)
     assert same.tolist() == [False] * 3 + [True] * 3 + [False]
 
@@ -275,10 +301,10 @@ def test_every_gene_hears_of_every_visible_gene_and_of_the_whole_condition(switc
     before = denoiser(tokens, condition, contexts)
 
     def largest_change(tokens=tokens, condition=condition) -> float:
-        """In the gene that changes least, beside what the prior alone says."""
+        """In the gene that changes least, beside what the prior and the tilt alone say."""
         change = denoiser(tokens, condition, contexts) - before
-        change = change - contexts.log_prior[condition.cell_type]
-        return (change + contexts.log_prior[asked(1).cell_type]).abs().amax(-1).min().item()
+        change = change - expected_law(contexts, condition)
+        return (change + expected_law(contexts, asked(1))).abs().amax(-1).min().item()
 
     for gene in range(7):
         told = tokens.clone()
@@ -290,6 +316,146 @@ def test_every_gene_hears_of_every_visible_gene_and_of_the_whole_condition(switc
     assert largest_change(condition=replace(condition, log_depth=condition.log_depth + 1)) > 1e-4
 
 
+# Combinations and targets
+
+COMBINED = {
+    "parts": torch.tensor([[0, -1, -1], [1, -1, -1], [2, -1, -1], [1, 2, -1], [1, 2, 3]]),
+    "targets": torch.tensor([[-1] * 3, [6, -1, -1], [2, -1, -1], [6, 2, -1], [6, 2, -1]]),
+}
+"""Control, A, B, A+B, A+B+C; A acts on the last of seven genes, B on the third."""
+
+COMBINATIONS = [torch.tensor(order) for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0])]
+
+
+def combined_contexts() -> Contexts:
+    return replace(contexts_of(7), tilt=normal(NUM_TYPES, 5, 7, seed=1))
+
+
+def combined(order: Tensor = COMBINATIONS[0], **changes) -> Denoiser:
+    told = {name: places[:, order] for name, places in COMBINED.items()}
+    return trained(told=told, **changes)
+
+
+@pytest.mark.parametrize("order", COMBINATIONS[1:])
+@pytest.mark.parametrize("genes_per_token", [1, 3])
+def test_the_order_of_the_parts_of_a_combination_does_not_matter(order, genes_per_token):
+    tokens, contexts = noised(5, 7), combined_contexts()
+    condition = replace(asked(5), perturbation=torch.arange(5))
+
+    first, other = (
+        combined(o, genes_per_token=genes_per_token)(tokens, condition, contexts)
+        for o in (COMBINATIONS[0], order)
+    )
+
+    torch.testing.assert_close(other, first, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("genes", [None, torch.tensor([[6, 0]] * 5)])
+def test_parts_as_further_tokens_add_no_genes_to_the_answer(genes):
+    denoiser = combined(genes_per_token=3)
+
+    condition = replace(asked(5), perturbation=torch.arange(5))
+    logits = denoiser(noised(5, 7), condition, combined_contexts(), genes)
+
+    assert logits.shape == (5, 7 if genes is None else 2, NUM_BINS)
+    assert denoiser.head.shape[0] == 3
+
+
+def test_genes_attend_to_the_parts_so_that_a_combination_is_more_than_its_sum():
+    """Given the sum itself, but not its parts, a trained denoiser says something else."""
+    denoiser, tokens, contexts = combined(), noised(5, 7), combined_contexts()
+    condition = replace(asked(5), perturbation=torch.full((5,), 3))
+    before = denoiser(tokens, condition, contexts)
+
+    denoiser.perturbation.each = lambda perturbation: denoiser_parts(denoiser, perturbation)
+    after = denoiser(tokens, condition, contexts)
+
+    assert (after - before).abs().amax((1, 2)).min() > 1e-3
+
+
+def denoiser_parts(denoiser: Denoiser, perturbation: Tensor) -> Tensor:
+    """The same sum, all of it in the first part."""
+    embed = denoiser.perturbation
+    parts = type(embed).each(embed, perturbation)
+    return torch.cat([parts.sum(1, keepdim=True), torch.zeros_like(parts[:, 1:])], dim=1)
+
+
+def test_a_perturbation_without_combinations_adds_no_token():
+    """A vocabulary of singles: as long a stream as there are groups of genes."""
+    lengths = []
+
+    def note(module, inputs, output):
+        lengths.append(output.shape[1])
+
+    for denoiser, contexts in ((trained(), contexts_of(7)), (combined(), combined_contexts())):
+        denoiser.blocks[0].register_forward_hook(note)
+        denoiser(noised(5, 7), asked(5), contexts)
+
+    assert lengths == [7, 10]
+
+
+def test_the_head_of_a_denoiser_moves_the_target_by_what_all_targets_have_learned():
+    """Twice the shift of the flag moves the coefficients of gene 6 under A, and no other."""
+    denoiser, tokens, contexts = combined(), noised(5, 7), combined_contexts()
+    condition = replace(asked(5), perturbation=torch.arange(5))
+    before = denoiser(tokens, condition, contexts)
+    with torch.no_grad():
+        denoiser.target.shift += 1.0
+
+    change = denoiser(tokens, condition, contexts) - before
+
+    expected = torch.zeros_like(change)
+    for cell, hit in enumerate([[], [6], [2], [2, 6], [2, 6]]):
+        expected[cell, hit] = denoiser.basis.sum(0)
+    torch.testing.assert_close(change, expected, rtol=0, atol=1e-9)
+
+
+def test_a_model_none_of_whose_perturbations_is_a_gene_has_no_flag():
+    assert not hasattr(trained(), "target")
+    assert hasattr(combined(), "target")
+
+
+def test_before_training_neither_parts_nor_targets_say_anything():
+    contexts, condition = combined_contexts(), replace(asked(5), perturbation=torch.arange(5))
+    denoiser = untrained(told=COMBINED)
+
+    logits = denoiser(noised(5, 7), condition, contexts)
+
+    torch.testing.assert_close(logits, expected_law(contexts, condition), rtol=0, atol=1e-12)
+
+
+# Not told
+
+
+@pytest.mark.parametrize("hidden", [{"told": COMBINED}, {}])
+def test_a_perturbation_that_is_not_told_is_not_seen(hidden):
+    denoiser = trained(condition_dropout=0.5, **hidden)
+    tokens, contexts = noised(5, 7), combined_contexts() if hidden else contexts_of(7)
+    condition, everyone = asked(5), torch.ones(5, dtype=torch.bool)
+    number = denoiser.sizes.num_perturbations
+    other = replace(condition, perturbation=(condition.perturbation + 1) % 3)
+
+    first, second = (
+        denoiser(tokens, one.with_hidden_perturbations(everyone, number), contexts)
+        for one in (condition, other)
+    )
+
+    assert torch.equal(first, second)
+    told = denoiser(tokens, condition, contexts)
+    assert (told - first).abs().amax((1, 2)).min() > 1e-3
+
+
+def test_before_training_a_perturbation_that_is_not_told_has_no_effect():
+    contexts, condition = contexts_of(7), asked(5)
+    everyone = torch.ones(5, dtype=torch.bool)
+
+    logits = untrained(condition_dropout=0.5)(
+        noised(5, 7), condition.with_hidden_perturbations(everyone, NUM_PERTURBATIONS), contexts
+    )
+
+    assert torch.equal(logits, contexts.log_prior[condition.cell_type])
+
+
 # Switches
 
 
@@ -299,13 +465,13 @@ def test_every_gene_hears_of_every_visible_gene_and_of_the_whole_condition(switc
         ({"control_features": False}, {"control_map"}),
         ({"time_conditioning": False}, {"mask_fraction"}),
         ({"token_encoder": 0}, {"components", "encoder"}),
-        ({"additive_tilt": False}, {"tilt"}),
         ({"cell_type_label_dropout": 1.0}, {"cell_type_label"}),
+        ({"told": {}}, {"target"}),
     ],
 )
 def test_a_switch_takes_away_its_weights_and_nothing_else(off, gone):
-    everything = trained(cell_type_label_dropout=0.5)
-    without = trained(**{"cell_type_label_dropout": 0.5} | off)
+    on = {"cell_type_label_dropout": 0.5, "told": {"targets": torch.tensor([[-1], [0], [1]])}}
+    everything, without = trained(**on), trained(**on | off)
 
     def parts(denoiser: Denoiser) -> set[str]:
         return {name.partition(".")[0] for name, _ in denoiser.named_parameters()}
@@ -398,10 +564,23 @@ def test_a_denoiser_built_from_real_statistics_starts_at_their_prior_and_tilt():
 
     logits = denoiser(tokens, condition, contexts)
 
-    tilt = torch.from_numpy(reference.effects.tilt)[perturbation] @ denoiser.basis
+    direction = torch.from_numpy(reference.effects.direction)
+    tilt = torch.from_numpy(reference.effects.tilt)[cell_type, perturbation][..., None] * direction
     torch.testing.assert_close(logits, contexts.log_prior[cell_type] + tilt, rtol=0, atol=1e-5)
-    assert torch.equal(logits[:2], contexts.log_prior[cell_type[:2]])
-    assert tilt[2:].abs().amax((1, 2)).min() > 0.5
+    assert tilt[2:].abs().amax((1, 2)).min() > 1
+
+
+def test_the_effect_prior_can_be_turned_off():
+    reference = tiny_shards().reference
+
+    on, off = (
+        build_contexts(replace(TINY_MODEL, effect_prior=switch), reference)
+        for switch in (True, False)
+    )
+
+    np.testing.assert_array_equal(on.tilt, reference.effects.tilt)
+    assert not off.tilt.any()
+    assert torch.equal(on.log_prior, off.log_prior)
 
 
 def test_equal_seeds_build_equal_denoisers_and_leave_other_draws_alone():
@@ -471,8 +650,7 @@ def test_the_denoiser_has_the_weights_of_its_closed_form(genes_per_token):
     labels = NUM_PERTURBATIONS * dim
     encoder = num_genes * factors + (factors + 1) * dim + (dim + 1) * 2 * dim
     final = (dim + 1) * 2 * dim
-    tilt = NUM_PERTURBATIONS * num_genes * RANK
-    expected = blocks + in_and_out + scalars + labels + encoder + final + tilt
+    expected = blocks + in_and_out + scalars + labels + encoder + final
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == expected
 
 
@@ -484,7 +662,9 @@ def test_bfloat16_changes_the_bound_by_less_than_two_thousandths_of_a_nat():
     num_cells, num_genes = 256, 64
     denoiser = trained(num_genes, spread=0.1, hidden_dim=32, genes_per_token=4).float()
     contexts = contexts_of(num_genes)
-    contexts = Contexts(contexts.features.float(), contexts.log_prior.float())
+    contexts = Contexts(
+        contexts.features.float(), contexts.log_prior.float(), contexts.tilt.float()
+    )
     condition = asked(num_cells).as_control()
     condition = replace(condition, log_depth=condition.log_depth.float())
     generator, graph = Generator().manual_seed(0), AbsorbingGraph(NUM_BINS)

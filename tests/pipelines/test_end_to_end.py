@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas
 import pytest
 
 from pipelines.journal import read_journal
@@ -79,6 +80,9 @@ def test_training_leaves_an_experiment_that_explains_itself(world: Path) -> None
 
     assert steps == list(range(1, 21))
     assert split["held_out"] == [[HELD_OUT, "IFNb"]]
+    profile = json.loads((experiment / "checkpoints/best/information_profile.json").read_text())
+    assert profile["num_genes"] == 40
+    assert len(profile["nats_per_masked_gene"]) == len(profile["visible_genes"]) > 10
     assert sorted(p.name for p in (experiment / "checkpoints").iterdir()) == [
         "best",
         "step_00000010",
@@ -110,7 +114,9 @@ def test_generated_cells_are_whole_counts_of_what_was_asked_and_evaluate_scores_
         "generate", "--experiment_dir", "e", "--cell_types", HELD_OUT, "CD4 T cells",
         "--num_samples_per_condition", "20", folder=world, settings=TINY[-4:-2],
     )  # fmt: skip
-    evaluated = run_verb("evaluate", "--experiment_dir", "e", folder=world, settings=TINY[-4:-2])
+    evaluated = run_verb(
+        "evaluate", "--experiment_dir", "e", "--sampler_sweep", folder=world, settings=TINY[-4:-2]
+    )
 
     assert generated.returncode == 0, generated.stderr
     assert evaluated.returncode == 0, evaluated.stderr
@@ -123,7 +129,14 @@ def test_generated_cells_are_whole_counts_of_what_was_asked_and_evaluate_scores_
     assert set(cells.obs["perturbation"]) == {"IFNb"}
     for method in ("counterfactual", "population", "additive", "no change", "ceiling"):
         assert method in evaluated.stdout
+    assert "more gain less than 5 % of what steps can; inference.num_steps is" in evaluated.stdout
+    table = pandas.read_csv(world / "e" / "evaluation" / "sampler.csv")
+    assert sorted(set(table["num_steps"])) == [1, 2, 4, 8, 16, 32]
+    assert table[["nelbo", "energy_distance"]].notna().all(axis=None)
     assert (world / "e" / "evaluation" / "report.html").stat().st_size > 10_000
+    card = (world / "e" / "evaluation" / "model_card.md").read_text(encoding="utf-8")
+    assert f"### {HELD_OUT} × IFNb" in card
+    assert "## Known failures" in card
 
 
 @pytest.mark.slow

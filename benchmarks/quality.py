@@ -1,0 +1,142 @@
+"""Train, generate and score every fold, seed and variant of a study.
+
+    python -m benchmarks.quality benchmarks/configs/quality_kang.yaml --data_dir FOLDER
+
+A job is one training; its cells and scores are kept under --work_dir, so that a run that was cut
+off goes on where it stopped, over several sittings if need be (--max_minutes starts no new job
+after that long). Prints the table and writes it to benchmarks/results/DATE-STUDY.md; each job
+becomes an MLflow run of the experiment `quality`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.quality_job import load_cells, predict
+from benchmarks.quality_score import score_job
+from benchmarks.quality_study import ROOT, Job, Study, configure, plan, read_study
+from benchmarks.quality_table import read_results, to_markdown
+from sedd.storage import write_text
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, where it is kept, and whether the baselines are scored beside it."""
+
+    job: Job
+    folder: Path
+    baselines: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether its scores are there."""
+        return (self.folder / "scores.json").is_file()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a study as far as time allows and print its table."""
+    arguments = _parser().parse_args(argv)
+    study = read_study(arguments.study)
+    tasks = list(_tasks(study, arguments))
+    waiting = [task for task in tasks if not task.done]
+    print(f"{study.name}: {len(tasks)} trainings, {len(tasks) - len(waiting)} done before")
+    _run(waiting, arguments.processes, arguments.max_minutes, arguments.tracking_uri)
+    done = [task.folder for task in tasks if task.done]
+    if not done:
+        print("nothing is done yet")
+        return 1
+    command = f"python -m benchmarks.quality {arguments.study} --data_dir DATA"
+    page = to_markdown(study, read_results(done), command=command)
+    if len(done) == len(tasks):
+        path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{study.name}.md"
+        write_text(path, page)
+    print(page)
+    print(f"{len(done)} of {len(tasks)} trainings done")
+    return 0 if len(done) == len(tasks) else 75
+
+
+def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
+    """Jobs by their folder; the first of each fold carries the baselines."""
+    first = configure(
+        study, next(iter(study.variants)), seed=study.seeds[0], data_dir=arguments.data_dir
+    )
+    cells = load_cells(first)
+    seen = set()
+    for job in plan(study, cells, arguments.data_dir):
+        key = job.key(cells.source.digest)
+        name = f"{job.variant}-{job.fold}-{job.seed}".replace("/", "_").replace(" ", "_")
+        folder = arguments.work_dir / study.name / f"{name}-{key}"
+        yield Task(job, folder, baselines=job.fold not in seen)
+        seen.add(job.fold)
+
+
+def _run(
+    tasks: Sequence[Task], processes: int, max_minutes: float | None, tracking_uri: str | None
+) -> None:
+    started = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    remaining = list(tasks)
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        running: dict[Future[None], Task] = {}
+        while remaining or running:
+            while remaining and len(running) < processes:
+                if max_minutes is not None and time.monotonic() - started > 60 * max_minutes:
+                    remaining.clear()
+                    break
+                task = remaining.pop(0)
+                running[pool.submit(_work, task)] = task
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                task = running.pop(future)
+                future.result()
+                minutes = (time.monotonic() - started) / 60
+                print(f"{minutes:6.1f} min  {task.folder.name}", flush=True)
+                _track(task, tracking_uri)
+
+
+def _work(task: Task) -> None:
+    if not (task.folder / "facts.json").is_file():
+        predict(task.job, task.folder)
+    score_job(task.folder, baselines=task.baselines)
+
+
+def _track(task: Task, tracking_uri: str | None) -> None:
+    """The job as an MLflow run: configuration, scores of every method, facts."""
+    from pipelines.tracking import driver_run
+
+    content = json.loads((task.folder / "scores.json").read_text(encoding="utf-8"))
+    metrics: dict[str, float] = {}
+    for record in content["records"]:
+        name = f"{record['method']}/{record['perturbation']}/{record['cell_type']}"
+        for metric in ("pearson", "energy_distance", "common_degs", "correlation_structure"):
+            if record[metric] == record[metric]:
+                metrics[f"quality/{metric}/{name}"] = record[metric]
+    with driver_run(
+        "quality", experiment_dir=task.folder, experiment="quality", tracking_uri=tracking_uri
+    ) as run:
+        job = task.job
+        run.set_tags({"study": job.study, "variant": job.variant, "fold": job.fold})
+        run.log_metrics(metrics)
+        run.log_artifacts(task.folder / "scores.json")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("study", type=Path, help="YAML file of benchmarks/configs")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of the h5ad files")
+    parser.add_argument("--work_dir", type=Path, default=Path("experiments/quality"))
+    parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--max_minutes", type=float, help="start no training after that long")
+    parser.add_argument("--tracking_uri", help="MLflow server or database")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

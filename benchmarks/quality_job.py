@@ -1,0 +1,170 @@
+"""One job of a quality study: train without the held-out cells, generate, keep the cells.
+
+Predicting and scoring are two steps with a folder in between, so that a new score needs no new
+training, and the scorer is the only one that ever reads held-out cells.
+"""
+
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from benchmarks.quality_study import ROOT, Job, job_to_json
+from sedd.building import (
+    build_contexts,
+    build_denoiser,
+    token_batches,
+    validation_batch,
+)
+from sedd.checkpoint import Trained
+from sedd.config import Config
+from sedd.data.cells import Cells, read_cells
+from sedd.data.shards import Shards
+from sedd.data.splits import make_split
+from sedd.generation import GeneratedCells, generate_unit, plan_units
+from sedd.preparation import prepare
+from sedd.storage import whole_folder
+from sedd.training import start, train
+
+MODES = ("counterfactual", "population")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Generated cells of one condition and mode, over the genes of the model."""
+
+    values: sparse.csr_array
+    depth: np.ndarray
+    log1p: np.ndarray
+    control_row: np.ndarray
+
+
+def load_cells(config: Config) -> Cells:
+    """The cells a configuration names."""
+    data = config.data
+    return read_cells(
+        Path(str(data.train_data_path)),
+        perturbation_col=data.gene,
+        cell_type_col=data.cell_type_col,
+        control_name=data.control_name,
+        layer=data.layer,
+        depth_col=data.depth_col,
+        kind=data.input_kind,
+    )
+
+
+def predict(job: Job, folder: Path) -> None:
+    """Train, generate every condition in both modes, and write it all to `folder`, or nothing."""
+    torch.set_num_threads(1)
+    cells = load_cells(job.config)
+    split = make_split(
+        job.config.split,
+        perturbation=cells.perturbation,
+        cell_type=cells.cell_type,
+        control_name=job.config.data.control_name,
+    )
+    shards = prepare(cells, split, job.config.data, job.config.model, seed=job.seed)
+    before = time.process_time()
+    trained, nelbo = fit(job.config, shards)
+    training_seconds = time.process_time() - before
+    before = time.process_time()
+    with whole_folder(folder) as unfinished:
+        for mode in MODES:
+            _write_cells(unfinished / f"{mode}.npz", job, trained, mode)
+        facts = {
+            "cpu_seconds_training": round(training_seconds, 1),
+            "cpu_seconds_generating": round(time.process_time() - before, 1),
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "validation_nelbo": nelbo,
+            "steps": trained.step,
+            "genes": list(trained.reference.vocabulary.genes),
+            "split_digest": split.digest,
+            "data_digest": cells.source.digest,
+            "commit": _commit(),
+            "machine": f"{platform.machine()}, Python {platform.python_version()}, "
+            f"torch {torch.__version__}, one thread",
+        }
+        (unfinished / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        (unfinished / "job.json").write_text(job_to_json(job), encoding="utf-8")
+
+
+def fit(config: Config, shards: Shards) -> tuple[Trained, float]:
+    """Train on prepared shards; the averaged weights and their last validation NELBO."""
+    training = config.training
+    denoiser, average = (
+        build_denoiser(config.model, shards.reference, seed=training.seed) for _ in range(2)
+    )
+    contexts = build_contexts(config.model, shards.reference)
+    batches = token_batches(shards, training)
+    validation = validation_batch(shards, batches, training)
+    state, nelbo = start(denoiser, average, training), float("nan")
+    steps = training.max_steps
+    if steps is None:
+        steps = int(training.num_epochs * len(batches.rows) / training.batch_size)
+    for report in train(state, batches, training, contexts, max_steps=steps, validation=validation):
+        nelbo = nelbo if report.validation_nelbo is None else report.validation_nelbo
+    state.average.eval()
+    digest = f"quality/{config.to_yaml()}"
+    return Trained(state.average, contexts, shards.reference, digest, state.step), nelbo
+
+
+def read_predicted(folder: Path, mode: str, kind: str) -> Mapping[tuple[str, str], Predicted]:
+    """The generated cells of a mode, by condition."""
+    with np.load(folder / f"{mode}.npz", allow_pickle=False) as file:
+        conditions = json.loads(str(file["conditions"]))
+        shape = tuple(file["shape"])
+        values = sparse.csr_array((file["data"], file["indices"], file["indptr"]), shape=shape)
+        depth, control_row, number = file["depth"], file["control_row"], file["condition"]
+    found = {}
+    for index, (cell_type, perturbation) in enumerate(conditions):
+        rows = np.flatnonzero(number == index)
+        dense = values[rows].toarray().astype(np.float32)
+        if kind == "counts":
+            dense = np.log1p(dense / depth[rows, None].astype(np.float32) * 1e4)
+        found[cell_type, perturbation] = Predicted(
+            values[rows], depth[rows], dense, control_row[rows]
+        )
+    return found
+
+
+def _write_cells(path: Path, job: Job, trained: Trained, mode: str) -> None:
+    parts = list(_generate(job, trained, mode))
+    values = sparse.vstack([sparse.csr_array(part.values) for _, part in parts], format="csr")
+    np.savez_compressed(
+        path,
+        conditions=np.array(json.dumps(job.conditions)),
+        condition=np.concatenate([np.full(len(part.depth), index) for index, part in parts]),
+        data=values.data,
+        indices=values.indices,
+        indptr=values.indptr,
+        shape=np.array(values.shape),
+        depth=np.concatenate([part.depth for _, part in parts]),
+        control_row=np.concatenate([part.control_row for _, part in parts]),
+    )
+
+
+def _generate(job: Job, trained: Trained, mode: str) -> Iterator[tuple[int, GeneratedCells]]:
+    """Cells of each condition, at most as many as there are control cells to start from."""
+    kept = trained.reference.control_cells.cell_type
+    for index, (cell_type, perturbation) in enumerate(job.conditions):
+        (number,) = trained.reference.vocabulary.cell_type_ids([cell_type])
+        wanted = min(job.cells_per_condition, int((kept == number).sum()))
+        inference = replace(
+            job.config.inference, mode=mode, sampler="blocks", num_samples_per_condition=wanted
+        )
+        for unit in plan_units([cell_type], [perturbation], inference):
+            yield index, generate_unit(trained, unit, inference)
+
+
+def _commit() -> str:
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"

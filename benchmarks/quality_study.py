@@ -1,0 +1,211 @@
+"""A quality study: which folds, seeds and variants of a configuration are compared."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from sedd.config import Config, from_dict, from_yaml, read_yaml
+from sedd.data.cells import Cells
+from sedd.data.splits import SplitConfig
+from sedd.errors import ConfigError, DataError
+from sedd.storage import file_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SHAPING = (
+    "sedd/data", "sedd/diffusion", "sedd/model", "sedd/building.py", "sedd/generation.py",
+    "sedd/inference.py", "sedd/laws.py", "sedd/preparation.py", "sedd/training.py",
+)  # fmt: skip
+"""Sources that shape a prediction; predictions of other sources are made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a YAML file of `benchmarks/configs` says.
+
+    Attributes:
+        name: Name of the study; part of its file names.
+        question: What it asks, a sentence for the head of its table.
+        folds: cell_types holds out one cell type after the other, pairs one third of all (cell
+            type, perturbation) pairs after the other, perturbations the lists in `held_out`.
+        held_out: Cell types to hold out in turn (all of them if empty), or lists of perturbations.
+        min_cells: Conditions with fewer control or perturbed cells are not scored.
+        seeds: Seeds of weights, order, noise and sampling.
+        cells_per_condition: Most cells that are generated for a condition, and never more than
+            there are control cells to start from.
+        config: Sections of a configuration, as in `configs/`.
+        variants: Changes of `config` by name; the first is the model the others are held against.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    question: str
+    folds: Literal["cell_types", "pairs", "perturbations"]
+    held_out: tuple[str | tuple[str, ...], ...] = ()
+    min_cells: int = 40
+    seeds: tuple[int, ...] = (0, 1, 2)
+    cells_per_condition: int = 400
+    config: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and all that is predicted from it."""
+
+    study: str
+    variant: str
+    fold: str
+    config: Config
+    conditions: tuple[tuple[str, str], ...]
+    cells_per_condition: int
+
+    @property
+    def seed(self) -> int:
+        """Seed of the training."""
+        return self.config.training.seed
+
+    def key(self, data_digest: str) -> str:
+        """Hash of all that fixes the prediction: configuration, data, sources."""
+        data = self.config.data  # the file counts by what it holds, wherever it lies
+        config = replace(self.config, data=replace(data, train_data_path=None))
+        paths = (data.cond_labels_pt_path, data.celltype_labels_pt_path)
+        vectors = [_maybe_digest(path) for path in paths]
+        fixed = [config.to_yaml(), self.conditions, self.cells_per_condition, data_digest, vectors]
+        digest = hashlib.sha256(json.dumps([*fixed, source_digest()]).encode())
+        return digest.hexdigest()[:16]
+
+
+def read_study(path: Path) -> Study:
+    """Read a study; ConfigError lists what is wrong with it."""
+    try:
+        return TypeAdapter(Study).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path} is not a quality study: {error}") from error
+
+
+def plan(study: Study, cells: Cells, data_dir: Path) -> Iterator[Job]:
+    """Every job of the study, the seeds of the first variant first."""
+    folds = list(_folds(study, cells))
+    empty = [fold for fold, _, conditions in folds if not conditions]
+    if empty or not folds:
+        which = f"nothing to score in the folds {empty}" if empty else "there is no fold"
+        raise DataError(
+            f"Study {study.name!r}: {which}; no condition has {study.min_cells} control and "
+            "perturbed cells. Lower min_cells or name other labels in held_out."
+        )
+    for variant in study.variants:
+        for seed in study.seeds:
+            for fold, split, conditions in folds:
+                config = replace(
+                    configure(study, variant, seed=seed, data_dir=data_dir), split=split
+                )
+                yield Job(study.name, variant, fold, config, conditions, study.cells_per_condition)
+
+
+def configure(study: Study, variant: str, *, seed: int, data_dir: Path) -> Config:
+    """The configuration of a variant, with the data in `data_dir`."""
+    content = {section: dict(values) for section, values in study.config.items()}
+    for section, values in study.variants[variant].items():
+        content[section] = content.get(section, {}) | values
+    config = from_dict(content, source=f"study {study.name}, variant {variant}")
+    if config.data.train_data_path is None:
+        raise ConfigError(f"study {study.name} names no config.data.train_data_path.")
+    return replace(
+        config,
+        data=replace(config.data, train_data_path=str(data_dir / config.data.train_data_path)),
+        training=replace(config.training, seed=seed),
+        inference=replace(config.inference, seed=seed),
+    )
+
+
+def source_digest() -> str:
+    """Hash of the sources that shape a prediction."""
+    digest = hashlib.sha256()
+    for name in SHAPING:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def job_to_json(job: Job) -> str:
+    """Text that `job_from_json` reads back."""
+    content = {
+        "study": job.study,
+        "variant": job.variant,
+        "fold": job.fold,
+        "config": job.config.to_yaml(),
+        "conditions": job.conditions,
+        "cells_per_condition": job.cells_per_condition,
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def job_from_json(text: str) -> Job:
+    """Read what `job_to_json` wrote."""
+    content: Mapping[str, Any] = json.loads(text)
+    return Job(
+        content["study"],
+        content["variant"],
+        content["fold"],
+        from_yaml(content["config"]),
+        tuple((cell_type, perturbation) for cell_type, perturbation in content["conditions"]),
+        content["cells_per_condition"],
+    )
+
+
+def _maybe_digest(path: str | None) -> str | None:
+    return file_digest(Path(path)) if path is not None and Path(path).is_file() else path
+
+
+def _folds(
+    study: Study, cells: Cells
+) -> Iterator[tuple[str, SplitConfig, tuple[tuple[str, str], ...]]]:
+    """Name, split and scored conditions of each fold."""
+    control = study.config.get("data", {}).get("control_name", "control")
+    conditions = _large_conditions(cells, control, study.min_cells)
+    if study.folds == "cell_types":
+        for name in study.held_out or sorted({cell_type for cell_type, _ in conditions}):
+            held_out = tuple(c for c in conditions if c[0] == name)
+            split = SplitConfig(kind="unseen_cell_type", cell_types=(str(name),))
+            yield str(name), split, held_out
+    elif study.folds == "pairs":
+        for number, held_out in enumerate(_thirds(conditions)):
+            if held_out:
+                split = SplitConfig(kind="unseen_pair", pairs=held_out)
+                yield f"third {number + 1}", split, held_out
+    else:
+        for names in study.held_out:
+            names = (names,) if isinstance(names, str) else tuple(names)
+            held_out = tuple(c for c in conditions if c[1] in names)
+            split = SplitConfig(kind="unseen_perturbation", perturbations=names)
+            yield ", ".join(names[:3]) + (", …" if len(names) > 3 else ""), split, held_out
+
+
+def _large_conditions(cells: Cells, control: str, least: int) -> list[tuple[str, str]]:
+    labels = list(zip(cells.cell_type, cells.perturbation, strict=True))
+    names, counts = np.unique(np.array(labels, dtype=str), axis=0, return_counts=True)
+    size = {(str(t), str(p)): int(n) for (t, p), n in zip(names, counts, strict=True)}
+    return [
+        (cell_type, perturbation)
+        for (cell_type, perturbation), number in sorted(size.items())
+        if perturbation != control and min(number, size.get((cell_type, control), 0)) >= least
+    ]
+
+
+def _thirds(conditions: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], ...]]:
+    """Each pair in one third; none holds out all of several types that show a perturbation."""
+    thirds: list[list[tuple[str, str]]] = [[], [], []]
+    for number, name in enumerate(sorted({perturbation for _, perturbation in conditions})):
+        types = sorted(cell_type for cell_type, perturbation in conditions if perturbation == name)
+        for place, cell_type in enumerate(types):
+            thirds[(place + number) % 3].append((cell_type, name))
+    return [tuple(sorted(third)) for third in thirds]
