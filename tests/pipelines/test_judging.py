@@ -15,6 +15,7 @@ from sedd.evaluation.baselines import (
     CEILING,
     MEAN_OF_OTHERS,
     NO_CHANGE,
+    RIDGE,
     Prediction,
     TrainingCells,
 )
@@ -70,7 +71,7 @@ def test_each_method_is_asked_about_all_perturbations_with_the_counts_it_stands_
 
     judged = judge_predictions([CELL_EVAL], truth, predictions, tmp_path)
 
-    methods = ["counterfactual", NO_CHANGE, MEAN_OF_OTHERS, ADDITIVE, CEILING]
+    methods = ["counterfactual", NO_CHANGE, MEAN_OF_OTHERS, ADDITIVE, RIDGE, CEILING]
     assert [entry.method for entry in judged] == list(asked) == methods
     dense = cells.expression.toarray()
     for question in asked.values():
