@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.quality_job import load_cells, predict
+from benchmarks.quality_job import predict
 from benchmarks.quality_score import score_job
 from benchmarks.quality_study import ROOT, Job, Study, configure, plan, read_study
 from benchmarks.quality_table import read_results, to_markdown
+from pipelines.experiment import load_cells
 from sedd.storage import write_text
 
 

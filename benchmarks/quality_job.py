@@ -18,6 +18,7 @@ import torch
 from scipy import sparse
 
 from benchmarks.quality_study import ROOT, Job, job_to_json
+from pipelines.experiment import load_cells, split_cells
 from sedd.building import (
     build_contexts,
     build_denoiser,
@@ -26,9 +27,7 @@ from sedd.building import (
 )
 from sedd.checkpoint import Trained
 from sedd.config import Config
-from sedd.data.cells import Cells, read_cells
 from sedd.data.shards import Shards
-from sedd.data.splits import make_split
 from sedd.generation import GeneratedCells, generate_unit, plan_units
 from sedd.preparation import prepare
 from sedd.storage import whole_folder
@@ -47,30 +46,11 @@ class Predicted:
     control_row: np.ndarray
 
 
-def load_cells(config: Config) -> Cells:
-    """The cells a configuration names."""
-    data = config.data
-    return read_cells(
-        Path(str(data.train_data_path)),
-        perturbation_col=data.gene,
-        cell_type_col=data.cell_type_col,
-        control_name=data.control_name,
-        layer=data.layer,
-        depth_col=data.depth_col,
-        kind=data.input_kind,
-    )
-
-
 def predict(job: Job, folder: Path) -> None:
     """Train, generate every condition in both modes, and write it all to `folder`, or nothing."""
     torch.set_num_threads(1)
     cells = load_cells(job.config)
-    split = make_split(
-        job.config.split,
-        perturbation=cells.perturbation,
-        cell_type=cells.cell_type,
-        control_name=job.config.data.control_name,
-    )
+    split = split_cells(job.config, cells)
     shards = prepare(cells, split, job.config.data, job.config.model, seed=job.seed)
     before = time.process_time()
     trained, nelbo = fit(job.config, shards)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality_job import MODES, load_cells, read_predicted
+from benchmarks.quality_job import MODES, read_predicted
 from benchmarks.quality_study import Job, job_from_json
-from sedd.data.splits import Split, make_split
+from pipelines.experiment import load_cells, split_cells
+from sedd.data.splits import Split
 from sedd.data.tokens import Tokenizer
 from sedd.evaluation.baselines import Prediction, TokenCells, TrainingCells, baseline_predictions
 from sedd.evaluation.discrimination import separation
@@ -25,12 +26,7 @@ def score_job(folder: Path, *, baselines: bool) -> None:
     job = job_from_json((folder / "job.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     cells = load_cells(job.config).select(None, facts["genes"])
-    split = make_split(
-        job.config.split,
-        perturbation=cells.perturbation,
-        cell_type=cells.cell_type,
-        control_name=job.config.data.control_name,
-    )
+    split = split_cells(job.config, cells)
     if split.digest != facts["split_digest"]:
         raise ValueError(f"{folder} was predicted with another split than its configuration makes.")
     log1p = cells.log1p_cp10k()
