@@ -1,12 +1,13 @@
 """The laws that cells are drawn from: what the network says, made safe for types it never saw.
 
-Three corrections of the perturbed law, each a setting of the section `inference`:
+Three corrections of the perturbed law, one on top of the other, each a setting of the section
+`inference`:
 
 guidance (classifier-free, arXiv:2207.12598) extrapolates from what the network says without being
-told the perturbation. The *anchor* draws the mean effect towards the expected one: for a cell type
+told the perturbation. *Shrinking* moves the law towards that of control where the effect is hardly
+more than noise. The *anchor* then draws the mean effect towards the expected one: for a cell type
 that was never seen perturbed, the network's mean shift is one estimate and the expected shift of
 `sedd.data.effects` another, with errors of their own, and their mean is better than either.
-*Shrinking* moves the law towards that of control where the effect is hardly more than noise.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class Law:
 
 @dataclass(frozen=True, eq=False)
 class PerturbedLaw:
-    """Logits of a perturbed cell: guided, then shrunk towards control."""
+    """Logits of a perturbed cell: guided, then shrunk towards control, then anchored."""
 
     told: Law
     untold: Law | None
@@ -58,6 +59,8 @@ class PerturbedLaw:
     guidance: float
     share: float
     """How much of the effect is kept: 0 is control."""
+    anchor: Float[Tensor, "genes bins"] | None = None
+    """Added to the logits of each gene; None without anchor."""
 
     def __call__(
         self, tokens: Int[Tensor, "batch genes"], genes: Int[Tensor, "batch some"] | None
@@ -68,6 +71,8 @@ class PerturbedLaw:
             logits = torch.lerp(self.untold(tokens, genes), logits, self.guidance)
         if self.control is not None:
             logits = torch.lerp(self.control(tokens, genes), logits, self.share)
+        if self.anchor is not None:
+            logits = logits + (self.anchor if genes is None else self.anchor[genes])
         return logits
 
 
@@ -79,62 +84,69 @@ def perturbed_law(
     Raises:
         UsageError: Guidance was asked of a model that was always told the perturbation.
     """
-    cell_type, perturbation = int(condition.cell_type[0]), int(condition.perturbation[0])
-    contexts = trained.contexts.to(trained.denoiser.basis.device)
-    if perturbation == 0:
-        return Law(trained.denoiser, condition, contexts)
-    anchored = anchored_contexts(trained, cell_type, perturbation, anchor=config.effect_anchor)
-    told = Law(trained.denoiser, condition, anchored)
-    reliability = float(trained.reference.effects.reliability[perturbation])
-    shrunk = config.shrink_effects and reliability < NEARLY_CERTAIN
-    untold = None
+    if int(condition.perturbation[0]) == 0:
+        return _control_law(trained, condition)
     if config.guidance != 1:
         _require_guidable(trained, config)
+    law = _corrected(trained, condition, config)
+    if config.effect_anchor == 0:
+        return law
+    return replace(law, anchor=_anchor(trained, condition, config))
+
+
+def _control_law(trained: Trained, condition: Condition) -> Law:
+    contexts = trained.contexts.to(trained.denoiser.basis.device)
+    return Law(trained.denoiser, condition.as_control(), contexts)
+
+
+def _corrected(trained: Trained, condition: Condition, config: InferenceConfig) -> PerturbedLaw:
+    """The law guided and shrunk, not anchored."""
+    told = replace(_control_law(trained, condition), condition=condition)
+    untold = None
+    if config.guidance != 1:
         everyone = torch.ones_like(condition.perturbation, dtype=torch.bool)
-        hidden = condition.with_hidden_perturbations(
-            everyone, trained.denoiser.sizes.num_perturbations
-        )
-        untold = Law(trained.denoiser, hidden, contexts)
-    return PerturbedLaw(
-        told,
-        untold,
-        Law(trained.denoiser, condition.as_control(), contexts) if shrunk else None,
-        guidance=config.guidance,
-        share=reliability,
-    )
+        num_perturbations = trained.denoiser.sizes.num_perturbations
+        hidden = condition.with_hidden_perturbations(everyone, num_perturbations)
+        untold = replace(told, condition=hidden)
+    share = _share(trained, condition, config)
+    control = _control_law(trained, condition) if share < NEARLY_CERTAIN else None
+    return PerturbedLaw(told, untold, control, guidance=config.guidance, share=share)
+
+
+def _share(trained: Trained, condition: Condition, config: InferenceConfig) -> float:
+    """How much of the network's effect is believed."""
+    if not config.shrink_effects:
+        return 1.0
+    return float(trained.reference.effects.reliability[int(condition.perturbation[0])])
 
 
 @torch.no_grad()
-def anchored_contexts(
-    trained: Trained, cell_type: int, perturbation: int, *, anchor: float
-) -> Contexts:
-    """Contexts under which the mean effect is `anchor` parts expected and the rest the network's.
+def _anchor(
+    trained: Trained, condition: Condition, config: InferenceConfig
+) -> Float[Tensor, "genes bins"]:
+    """The tilt that draws the mean shift of the corrected law to the expected one.
 
-    Both are measured in a cell with nothing revealed, averaged over the depths of the type's
-    control cells; the tilt that moves one to the other then holds at every step.
+    The mean shift becomes
 
-    Args:
-        trained: The model.
-        cell_type: Number of the type; it needs control cells.
-        perturbation: Number of the perturbation; that of control changes nothing.
-        anchor: 0 (the network alone) to 1 (the expected shift alone).
+        (1 - w) expected + w network,     w = (1 - effect_anchor) share,
+
+    where the corrected law's own shift stands for share x network. Both laws are measured in
+    cells with nothing revealed, at the depths of the type's control cells; the exponential tilt
+    that moves one mean to the other then holds at every step.
     """
-    contexts = trained.contexts.to(trained.denoiser.basis.device)
-    if anchor == 0 or perturbation == 0:
-        return contexts
+    cell_type, perturbation = int(condition.cell_type[0]), int(condition.perturbation[0])
     depth = trained.reference.control_cells.of_type(cell_type).depth
-    control, perturbed = (
-        _marginal_law(trained, depth, cell_type, number) for number in (0, perturbation)
-    )
     level = log1p_of_bins(trained.reference.tokenizer, depth)
-    shift = anchor * _expected_shift(trained, cell_type, perturbation, level)
-    shift += (1 - anchor) * ((perturbed - control) @ level)
+    typical = _typical_cells(depth, condition)
+    control = _marginal(_control_law(trained, typical))
+    perturbed = _marginal(_corrected(trained, typical, config))
+    of_network = (1 - config.effect_anchor) * ((perturbed - control) @ level)
+    of_expected = 1 - (1 - config.effect_anchor) * _share(trained, condition, config)
+    shift = of_network + of_expected * _expected_shift(trained, cell_type, perturbation, level)
     target = np.clip(control @ level + shift, 1e-5, 0.95 * level[-1])
     direction = trained.reference.effects.direction.astype(np.float64)
-    more = tilt_to_mean(target, perturbed, direction=direction, statistic=level)
-    tilt = contexts.tilt.clone()
-    tilt[cell_type, perturbation] += torch.from_numpy(more).to(tilt)
-    return replace(contexts, tilt=tilt)
+    tilt = tilt_to_mean(target, perturbed, direction=direction, statistic=level)
+    return torch.from_numpy(np.outer(tilt, direction)).to(trained.denoiser.basis)
 
 
 def _expected_shift(
@@ -149,25 +161,25 @@ def _expected_shift(
     return (tilted / tilted.sum(-1, keepdims=True) - prior) @ level
 
 
-def _marginal_law(
-    trained: Trained, depth: Float[np.ndarray, " cells"], cell_type: int, perturbation: int
-) -> Float[np.ndarray, "genes bins"]:
-    """Law of each gene in a cell with nothing revealed, averaged over the depths."""
-    denoiser = trained.denoiser
-    device = denoiser.basis.device
+def _typical_cells(depth: Float[np.ndarray, " cells"], condition: Condition) -> Condition:
+    """The condition at `NUM_DEPTHS` quantiles of the depths."""
     quantiles = np.quantile(np.log(depth), (np.arange(NUM_DEPTHS) + 0.5) / NUM_DEPTHS)
-    number = torch.full((NUM_DEPTHS,), cell_type, device=device)
-    condition = Condition(
-        perturbation=torch.full_like(number, perturbation),
-        cell_type=number,
-        label=number,
-        log_depth=torch.from_numpy(quantiles.astype(np.float32)).to(device),
+    return Condition(
+        perturbation=condition.perturbation[:1].expand(NUM_DEPTHS),
+        cell_type=condition.cell_type[:1].expand(NUM_DEPTHS),
+        label=condition.label[:1].expand(NUM_DEPTHS),
+        log_depth=torch.from_numpy(quantiles.astype(np.float32)).to(condition.log_depth.device),
     )
+
+
+def _marginal(law: Law | PerturbedLaw) -> Float[np.ndarray, "genes bins"]:
+    """Law of each gene in a cell with nothing revealed, averaged over the cells."""
+    told = law if isinstance(law, Law) else law.told
+    sizes, num_cells = told.denoiser.sizes, len(told.condition.perturbation)
     masked = torch.full(
-        (NUM_DEPTHS, denoiser.sizes.num_genes), denoiser.sizes.num_bins, device=device
+        (num_cells, sizes.num_genes), sizes.num_bins, device=told.condition.perturbation.device
     )
-    logits = denoiser(masked, condition, trained.contexts.to(device))
-    return logits.double().softmax(-1).mean(0).cpu().numpy()
+    return law(masked, None).double().softmax(-1).mean(0).cpu().numpy()
 
 
 def _require_guidable(trained: Trained, config: InferenceConfig) -> None:

@@ -206,14 +206,17 @@ class _TrainingCells:
             num_types=len(self.vocabulary.cell_types),
             num_perturbations=len(self.vocabulary.perturbations),
         )
+        combinations = self.vocabulary.combinations()
         expected = expected_shifts(
             shifts,
             correlation_distance(controls.mean_log1p),
-            combinations=self.vocabulary.combinations(),
+            combinations=combinations,
             vectors=None if vectors is None else _of_wholes(vectors, self.vocabulary.parts()),
         )
         return PerturbationEffects(
-            law.tilts(expected), law.direction.astype(np.float32), measure_reliability(shifts)
+            law.tilts(expected),
+            law.direction.astype(np.float32),
+            measure_reliability(shifts, combinations),
         )
 
     def _scales(self, tokens: UInt8[np.ndarray, "cells genes"]) -> Scales:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from sedd.building import build_contexts, build_denoiser
@@ -53,6 +54,12 @@ def untrained(reference) -> Trained:
     denoiser = build_denoiser(TINY_MODEL, reference).eval()
     contexts = build_contexts(TINY_MODEL, reference)
     return Trained(denoiser, contexts, reference, "digest", 0)
+
+
+def unexpected(model: Trained) -> Trained:
+    """The same model, but nothing is expected of any perturbation."""
+    contexts = replace(model.contexts, tilt=torch.zeros_like(model.contexts.tilt))
+    return replace(model, contexts=contexts)
 
 
 def with_reliability(trained: Trained, value: float) -> Trained:
@@ -207,17 +214,17 @@ def test_counts_above_all_bins_survive_where_nothing_changes(trained):
     assert part.values.max() == 10_000
 
 
-def test_an_effect_without_reliability_leaves_the_control_cells_as_they_are(trained):
-    doubted = with_reliability(trained, 0.0)
+def test_an_effect_neither_reliable_nor_expected_leaves_the_control_cells_as_they_are(trained):
+    doubted = unexpected(with_reliability(trained, 0.0))
 
     for part in generated(doubted, COUNTERFACTUAL):
         expected = tiny_cells().select(part.control_row).expression.toarray()
         np.testing.assert_array_equal(part.values, expected)
 
 
-def test_an_effect_without_reliability_draws_from_the_control_law(trained):
+def test_an_effect_neither_reliable_nor_expected_draws_from_the_control_law(trained):
     config = replace(POPULATION, num_samples_per_condition=300, shard_size=300)
-    doubted = with_reliability(trained, 0.0)
+    doubted = unexpected(with_reliability(trained, 0.0))
 
     mean, control = (
         values_of(generated(doubted, config, perturbation=name)).mean(0)
@@ -238,7 +245,9 @@ def test_reliability_counts_only_when_effects_are_shrunk(trained):
 
 
 def test_half_the_reliability_is_between_nothing_and_all(trained):
-    config = replace(COUNTERFACTUAL, num_samples_per_condition=100, shard_size=100)
+    config = replace(
+        COUNTERFACTUAL, effect_anchor=0.0, num_samples_per_condition=100, shard_size=100
+    )
 
     none, half, all_of_it = (
         values_of(generated(with_reliability(trained, share), config))[:, :10].mean()

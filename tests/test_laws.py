@@ -18,7 +18,6 @@ from sedd.laws import (
     NUM_DEPTHS,
     Law,
     PerturbedLaw,
-    anchored_contexts,
     perturbed_law,
 )
 from sedd.model.inputs import Condition, Contexts
@@ -72,12 +71,6 @@ def said(model: Trained, condition: Condition, contexts: Contexts | None = None)
         return model.denoiser(noised(), condition, contexts or model.contexts)
 
 
-def corrected(
-    perturbation: int = RAISE, model: Trained | None = None, effect_anchor: float = 0.0
-) -> Contexts:
-    return anchored_contexts(model or trained(), B_CELL, perturbation, anchor=effect_anchor)
-
-
 # The anchor.
 
 
@@ -85,22 +78,29 @@ def b_cell_depth() -> np.ndarray:
     return trained().reference.control_cells.of_type(B_CELL).depth
 
 
-def mean_level(contexts: Contexts, perturbation: int) -> np.ndarray:
-    """Mean log1p expression of cells drawn gene by gene at the depths of the B-cell controls."""
-    level = log1p_of_bins(trained().reference.tokenizer, b_cell_depth())
-    return marginal_law(contexts, perturbation) @ level
-
-
-def marginal_law(contexts: Contexts, perturbation: int) -> np.ndarray:
-    """Law of each gene with nothing revealed, over the depths of the B-cell controls."""
-    model, depth = trained(), b_cell_depth()
-    asked_depths = np.quantile(np.log(depth), (np.arange(NUM_DEPTHS) + 0.5) / NUM_DEPTHS)
-    condition = replace(
-        asked(perturbation, NUM_DEPTHS), log_depth=torch.from_numpy(asked_depths).float()
-    )
+def mean_level(config: InferenceConfig, perturbation: int, model: Trained) -> np.ndarray:
+    """Mean log1p expression of genes drawn with nothing revealed, at the depths of the controls."""
+    depths = np.quantile(np.log(b_cell_depth()), (np.arange(NUM_DEPTHS) + 0.5) / NUM_DEPTHS)
+    condition = replace(asked(perturbation, NUM_DEPTHS), log_depth=torch.from_numpy(depths).float())
     masked = torch.full((NUM_DEPTHS, 40), model.denoiser.sizes.num_bins)
     with torch.no_grad():
-        return model.denoiser(masked, condition, contexts).double().softmax(-1).mean(0).numpy()
+        law = perturbed_law(model, condition, config)(masked, None).double().softmax(-1).mean(0)
+    return law.numpy() @ log1p_of_bins(model.reference.tokenizer, b_cell_depth())
+
+
+def shift(config: InferenceConfig, model: Trained | None = None) -> np.ndarray:
+    """Mean shift of the law that B cells are drawn from."""
+    model = model or trained()
+    return mean_level(config, RAISE, model) - mean_level(config, 0, model)
+
+
+def assert_reached(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Where the bins can reach it; genes near 0 or the last bin cannot."""
+    level = log1p_of_bins(trained().reference.tokenizer, b_cell_depth())
+    target = mean_level(PLAIN, 0, trained()) + wanted
+    reachable = (target < 0.95 * level[-1]) & (target > 0)
+    assert reachable.sum() >= 36
+    np.testing.assert_allclose(found[reachable], wanted[reachable], atol=1e-3)
 
 
 def expected_shift() -> np.ndarray:
@@ -115,56 +115,58 @@ def expected_shift() -> np.ndarray:
 
 @pytest.mark.parametrize("anchor", [0.25, 0.5, 1.0])
 def test_the_mean_effect_is_as_far_from_the_networks_to_the_expected_as_the_anchor_says(anchor):
-    control = mean_level(trained().contexts, 0)
-    of_network = mean_level(trained().contexts, RAISE) - control
-    anchored = corrected(effect_anchor=anchor)
+    of_network = shift(PLAIN)
 
-    found = mean_level(anchored, RAISE) - control
+    found = shift(replace(PLAIN, effect_anchor=anchor))
 
-    wanted = anchor * expected_shift() + (1 - anchor) * of_network
-    level = log1p_of_bins(trained().reference.tokenizer, b_cell_depth())
-    reachable = (control + wanted < 0.95 * level[-1]) & (control + wanted > 0)
-    assert reachable.sum() >= 39
-    np.testing.assert_allclose(found[reachable], wanted[reachable], atol=1e-3)
+    assert_reached(found, anchor * expected_shift() + (1 - anchor) * of_network)
     # That there was something to correct.
     assert np.abs(expected_shift() - of_network).max() > 0.5
 
 
-def test_an_anchor_of_zero_leaves_the_contexts_alone_and_so_does_any_for_control():
-    before = trained().contexts
-    for perturbation, anchor in ((RAISE, 0.0), (0, 1.0)):
-        after = corrected(perturbation, effect_anchor=anchor)
-        for name in ("features", "log_prior", "tilt"):
-            assert torch.equal(getattr(after, name), getattr(before, name))
+def test_the_less_an_effect_is_believed_the_more_its_mean_is_the_expected_one():
+    """The shrunk network keeps its half of the say, and the expected shift gets all the rest."""
+    doubted, config = trained(reliability=0.25), replace(PLAIN, shrink_effects=True)
+    shrunk = shift(config, doubted)
+
+    found = shift(replace(config, effect_anchor=0.5), doubted)
+
+    assert_reached(found, (1 - 0.5 * 0.25) * expected_shift() + 0.5 * shrunk)
+    nothing = trained(reliability=0.0)
+    assert_reached(shift(replace(config, effect_anchor=0.5), nothing), expected_shift())
+
+
+def test_the_anchor_holds_whatever_the_guidance():
+    model = trained(condition_dropout=0.5)
+
+    found = shift(replace(PLAIN, guidance=3.0, effect_anchor=1.0), model)
+
+    assert_reached(found, expected_shift())
+
+
+def test_an_anchor_of_zero_leaves_what_the_network_says():
     assert torch.equal(logits(PLAIN), said(trained(), asked()))
 
 
-def test_the_anchor_moves_the_tilt_of_the_condition_alone():
-    before = trained().contexts
+def test_the_anchor_tilts_every_gene_by_the_direction_wherever_cells_stand():
+    moved = logits(replace(PLAIN, effect_anchor=0.5)) - logits(PLAIN)
 
-    after = corrected(effect_anchor=1.0)
-
-    moved = (after.tilt != before.tilt).any(-1)
-    assert moved.nonzero().tolist() == [[B_CELL, RAISE]]
-    assert torch.equal(after.log_prior, before.log_prior)
-    assert torch.equal(after.features, before.features)
-
-
-def test_the_anchor_changes_the_law_that_cells_are_drawn_from():
-    found = logits(replace(PLAIN, effect_anchor=0.5))
-
-    anchored = corrected(effect_anchor=0.5)
-    assert torch.equal(found, said(trained(), asked(), anchored))
-    assert (found - logits(PLAIN)).abs().max() > 0.1
+    assert moved.abs().max() > 0.1
+    direction = torch.from_numpy(trained().reference.effects.direction)
+    tilt = moved[..., -1:] / direction[-1]
+    torch.testing.assert_close(moved, tilt * direction, rtol=0, atol=1e-4)
+    torch.testing.assert_close(tilt, tilt[:1].expand_as(tilt), rtol=0, atol=1e-4)
 
 
 def test_a_network_that_says_what_is_expected_is_not_moved():
     reference = tiny_shards().reference
     model = replace(trained(), denoiser=build_denoiser(TINY_MODEL, reference).eval())
 
-    moved = corrected(model=model, effect_anchor=1.0).tilt - model.contexts.tilt
+    law = perturbed_law(model, asked(), replace(PLAIN, effect_anchor=1.0))
 
-    assert moved.abs().max() < 1e-4
+    assert isinstance(law, PerturbedLaw)
+    assert law.anchor is not None
+    assert law.anchor.abs().max() < 1e-3
 
 
 # Guidance.

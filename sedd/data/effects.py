@@ -202,23 +202,36 @@ def expected_shifts(
     return expected
 
 
-def measure_reliability(shifts: Shifts) -> Float[np.ndarray, " perturbations"]:
+def measure_reliability(
+    shifts: Shifts, combinations: Combinations | None = None
+) -> Float[np.ndarray, " perturbations"]:
     """1 - (expected squared error) / (squared length) of each mean shift over the types.
 
-    The factor by which a measured mean is best shrunk towards zero (James and Stein 1961).
-    Perturbations that no cell shows get the mean of the others.
+    The factor by which a measured mean is best shrunk towards zero (James and Stein 1961). A
+    combination that no cell shows has that of the sum of its parts; other perturbations that no
+    cell shows get the mean of the measured ones.
     """
-    reliability = np.full(shifts.mean.shape[1], np.nan)
-    for perturbation in np.flatnonzero(shifts.measured.any(0)):
-        types = shifts.measured[:, perturbation]
-        mean = shifts.mean[types, perturbation].mean(0, dtype=np.float64)
-        squared_length = float((mean**2).sum())
-        error = float(shifts.error[types, perturbation].sum(dtype=np.float64)) / types.sum() ** 2
-        reliability[perturbation] = max(0.0, 1 - error / max(squared_length, 1e-12))
-    known = ~np.isnan(reliability)
+    types = shifts.measured.sum(0)
+    shown = shifts.measured[..., None]
+    share = 1 / np.maximum(types, 1)[:, None]
+    mean = share * (shifts.mean * shown).sum(0, dtype=np.float64)
+    error = (share**2 * (shifts.error * shown).sum(0, dtype=np.float64)).sum(-1)
+    known = types > 0
+    reliability = np.where(known, _reliability(mean, error), np.nan)
     reliability[~known] = reliability[known].mean() if known.any() else 1.0
+    for number, parts in (combinations or {}).items():
+        if not known[number] and known[list(parts)].all():
+            of = list(parts)
+            whole = mean[of].sum(0, keepdims=True), error[of].sum(keepdims=True)
+            (reliability[number],) = _reliability(*whole)
     reliability[0] = 1.0
     return reliability.astype(np.float32)
+
+
+def _reliability(
+    mean: Float[np.ndarray, "perturbations genes"], error: Float[np.ndarray, " perturbations"]
+) -> Float[np.ndarray, " perturbations"]:
+    return np.maximum(0, 1 - error / np.maximum((mean**2).sum(-1), 1e-12))
 
 
 def log1p_of_bins(

@@ -39,7 +39,7 @@ class Kernel:
     idiosyncrasy: float = 0.0
     """Share of the effect that no other place tells."""
 
-    def covariance(self, distance: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
+    def covariance(self, distance: Float[np.ndarray, "*places"]) -> Float[np.ndarray, "*places"]:
         """Covariance of effects of unit amplitude, without the idiosyncratic part."""
         return self.constant + (1 - self.constant) * np.exp(-distance / self.reach)
 
@@ -85,10 +85,14 @@ class Measured:
 def predict(
     measured: Measured, distance: Float[np.ndarray, " places"], kernel: Kernel
 ) -> Float[np.ndarray, " genes"]:
-    """Best linear prediction of the shift at a place that is this far from the measured ones."""
+    """Best linear prediction of the shift at a place that is this far from the measured ones.
+
+    At distance 0 it is a measured place itself, whose idiosyncratic part its own shift tells.
+    """
     near = np.sort(np.argsort(distance, kind="stable")[:MOST_PLACES])
     measured = measured.at(near)
-    known = kernel.covariance(distance[None, near])[0] * measured.amplitude()[:, None]
+    alike = kernel.covariance(distance[near]) + kernel.idiosyncrasy * (distance[near] == 0)
+    known = alike * measured.amplitude()[:, None]
     weight = np.linalg.solve(measured.covariance(kernel), known[..., None])[..., 0]
     return np.einsum("gp,pg->g", weight, measured.shift)
 

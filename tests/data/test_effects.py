@@ -224,11 +224,12 @@ def test_a_type_that_alone_shows_a_perturbation_expects_its_own_shrunk_shift(kno
 
     own, error = shifts.mean[2, 4].astype(np.float64), shifts.error[2, 4].astype(np.float64)
     amplitude = np.maximum(own**2 - error, kriging.SMALLEST_AMPLITUDE)
-    noise = error + known_kernel.idiosyncrasy * amplitude + kriging.SMALLEST_ERROR
-    np.testing.assert_allclose(found[2, 4], own * amplitude / (amplitude + noise), rtol=1e-4)
-    # The others are told by it, at their distance.
-    alike = known_kernel.covariance(np.array([[0.3]])).item()
-    np.testing.assert_allclose(found[1, 4], alike * found[2, 4], rtol=1e-4)
+    own_part = known_kernel.idiosyncrasy * amplitude
+    all_of_it = amplitude + own_part + error + kriging.SMALLEST_ERROR
+    np.testing.assert_allclose(found[2, 4], own * (amplitude + own_part) / all_of_it, rtol=1e-4)
+    # The others are told by it, at their distance, but not of what is its own.
+    alike = known_kernel.covariance(np.array([0.3])).item()
+    np.testing.assert_allclose(found[1, 4], alike * own * amplitude / all_of_it, rtol=1e-4)
 
 
 def test_a_combination_that_no_cell_shows_is_expected_to_do_what_its_parts_do(known_kernel):
@@ -417,6 +418,21 @@ def test_reliability_of_a_perturbation_that_no_cell_shows_is_the_mean_of_the_oth
     assert found[4] == pytest.approx(found[1:4].mean(), rel=1e-6)
     nothing = replace(cells.shifts, measured=np.zeros((NUM_TYPES, NUM_PERTURBATIONS), bool))
     np.testing.assert_array_equal(measure_reliability(nothing), 1)
+
+
+def test_reliability_of_a_combination_that_no_cell_shows_is_that_of_the_sum_of_its_parts():
+    cells = cohort(effects(0.15))
+    for number in range(NUM_TYPES):
+        cells = cells.without(number, 4)
+    shifts = cells.shifts
+
+    found = measure_reliability(shifts, {4: (1, 3)})
+
+    mean = shifts.mean[:, [1, 3]].mean(0).sum(0)
+    error = shifts.error[:, [1, 3]].sum() / NUM_TYPES**2
+    assert found[4] == pytest.approx(1 - error / (mean**2).sum(), rel=1e-4)
+    assert abs(found[4] - found[1:4].mean()) > 0.01
+    np.testing.assert_array_equal(found[:4], measure_reliability(shifts)[:4])
 
 
 # Tilts.
