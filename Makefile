@@ -1,6 +1,6 @@
 # make demo        train, generate and evaluate on built-in cells (DATA=... for your own)
 # make test        set up, lint, test
-# make test-slow   the tests marked slow as well
+# make test-slow   the tests marked slow as well, with the judges of the extra `eval`
 # make lint        ruff, pyright, import contracts
 # make clean       remove what the tools wrote (never experiments or mlflow.db)
 SHELL := /bin/bash
@@ -10,6 +10,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+STAMP_EVAL := $(VENV)/.installed-eval
 BIN := $(CURDIR)/$(VENV)/bin
 
 # Labels may hold spaces, quotes and signs: they reach the recipes as environment variables and
@@ -35,6 +36,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Tests of the judges are skipped without them, so the slow tests bring them.
+$(STAMP_EVAL): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval]'
+	@touch $@
+
 demo: $(STAMP)
 	@arguments=(); \
 	[[ -z $${DATA:-} ]] || arguments+=(-P "train_data_path=$$DATA"); \
@@ -57,7 +63,7 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-slow: lint
+test-slow: $(STAMP_EVAL) lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
 clean:

@@ -23,6 +23,7 @@ from benchmarks.quality_job import predict
 from benchmarks.quality_score import score_job
 from benchmarks.quality_study import ROOT, Job, Study, configure, plan, read_study
 from benchmarks.quality_table import read_results, to_markdown
+from benchmarks.quality_vectors import with_readable_vectors
 from pipelines.experiment import load_cells
 from sedd.storage import write_text
 
@@ -70,7 +71,8 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
     )
     cells = load_cells(first)
     seen = set()
-    for job in plan(study, cells, arguments.data_dir):
+    for planned in plan(study, cells, arguments.data_dir):
+        job = with_readable_vectors(planned, cells, arguments.work_dir / "vectors")
         key = job.key(cells.source.digest)
         name = f"{job.variant}-{job.fold}-{job.seed}".replace("/", "_").replace(" ", "_")
         folder = arguments.work_dir / study.name / f"{name}-{key}"

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.quality_job import MODES, read_predicted
 from benchmarks.quality_study import Job, job_from_json
+from benchmarks.quality_vectors import read_perturbations
 from pipelines.experiment import load_cells, split_cells
+from sedd.data.cells import Cells
 from sedd.data.splits import Split
 from sedd.data.tokens import Tokenizer
 from sedd.evaluation.baselines import Prediction, TokenCells, TrainingCells, baseline_predictions
@@ -30,7 +32,7 @@ def score_job(folder: Path, *, baselines: bool) -> None:
     if split.digest != facts["split_digest"]:
         raise ValueError(f"{folder} was predicted with another split than its configuration makes.")
     log1p = cells.log1p_cp10k()
-    training = _training_cells(job, cells.perturbation, cells.cell_type, log1p, split)
+    training = _training_cells(job, cells, log1p, split)
     if baselines:
         values = cells.expression.toarray()
         training = _with_tokens(training, values, cells.depth, split, job)
@@ -63,15 +65,14 @@ def score_job(folder: Path, *, baselines: bool) -> None:
     write_text(folder / "scores.json", json.dumps(content))
 
 
-def _training_cells(
-    job: Job, perturbation: np.ndarray, cell_type: np.ndarray, log1p: np.ndarray, split: Split
-) -> TrainingCells:
+def _training_cells(job: Job, cells: Cells, log1p: np.ndarray, split: Split) -> TrainingCells:
     known = np.sort(np.concatenate([split.train, split.validation]))
     return TrainingCells(
         log1p=log1p[known],
-        cell_type=cell_type[known],
-        perturbation=perturbation[known],
+        cell_type=cells.cell_type[known],
+        perturbation=cells.perturbation[known],
         control_name=job.config.data.control_name,
+        perturbations=read_perturbations(job.config.data, cells),
     )
 
 
@@ -95,9 +96,7 @@ def _with_tokens(
         return np.log1p(decoded / depth[known][rows][:, None].astype(np.float32) * 1e4)
 
     tokens = TokenCells(tokenizer.encode(values[known]), tokenizer.num_bins, decode)
-    return TrainingCells(
-        training.log1p, training.cell_type, training.perturbation, training.control_name, tokens
-    )
+    return replace(training, tokenized=tokens)
 
 
 def _separations(

@@ -24,6 +24,8 @@ SHAPING = (
 )  # fmt: skip
 """Sources that shape a prediction; predictions of other sources are made anew."""
 
+VECTOR_FILES = ("cond_labels_pt_path", "celltype_labels_pt_path")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -74,10 +76,11 @@ class Job:
 
     def key(self, data_digest: str) -> str:
         """Hash of all that fixes the prediction: configuration, data, sources."""
-        data = self.config.data  # the file counts by what it holds, wherever it lies
-        config = replace(self.config, data=replace(data, train_data_path=None))
-        paths = (data.cond_labels_pt_path, data.celltype_labels_pt_path)
-        vectors = [_maybe_digest(path) for path in paths]
+        data = self.config.data
+        vectors = [_maybe_digest(getattr(data, name)) for name in VECTOR_FILES]
+        # Files count by what they hold, wherever they lie.
+        nowhere = dict.fromkeys(("train_data_path", *VECTOR_FILES))
+        config = replace(self.config, data=replace(data, **nowhere))
         fixed = [config.to_yaml(), self.conditions, self.cells_per_condition, data_digest, vectors]
         digest = hashlib.sha256(json.dumps([*fixed, source_digest()]).encode())
         return digest.hexdigest()[:16]
@@ -111,16 +114,18 @@ def plan(study: Study, cells: Cells, data_dir: Path) -> Iterator[Job]:
 
 
 def configure(study: Study, variant: str, *, seed: int, data_dir: Path) -> Config:
-    """The configuration of a variant, with the data in `data_dir`."""
+    """The configuration of a variant, with the files of cells and vectors in `data_dir`."""
     content = {section: dict(values) for section, values in study.config.items()}
     for section, values in study.variants[variant].items():
         content[section] = content.get(section, {}) | values
     config = from_dict(content, source=f"study {study.name}, variant {variant}")
     if config.data.train_data_path is None:
         raise ConfigError(f"study {study.name} names no config.data.train_data_path.")
+    named = {name: getattr(config.data, name) for name in ("train_data_path", *VECTOR_FILES)}
+    files = {name: str(data_dir / path) for name, path in named.items() if path is not None}
     return replace(
         config,
-        data=replace(config.data, train_data_path=str(data_dir / config.data.train_data_path)),
+        data=replace(config.data, **files),
         training=replace(config.training, seed=seed),
         inference=replace(config.inference, seed=seed),
     )

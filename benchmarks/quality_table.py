@@ -11,7 +11,14 @@ import pandas as pd
 
 from benchmarks.quality_job import MODES
 from benchmarks.quality_study import Study
-from sedd.evaluation.baselines import ADDITIVE, BASELINES, CEILING, NO_CHANGE
+from sedd.evaluation.baselines import (
+    ADDITIVE,
+    BASELINES,
+    CEILING,
+    MEAN_OF_OTHERS,
+    NO_CHANGE,
+    RIDGE,
+)
 from sedd.evaluation.uncertainty import Interval, mean_interval, paired_difference
 
 METRICS = {
@@ -118,11 +125,13 @@ def _method_table(rows: pd.DataFrame) -> str:
 
 
 def _differences(rows: pd.DataFrame) -> str:
-    """Model minus additive and minus no change, paired by condition."""
+    """Model minus no change and minus additive (ridge and mean where nothing is to be added)."""
+    additive = ADDITIVE in set(rows["method"])
+    rivals = (ADDITIVE, NO_CHANGE) if additive else (RIDGE, MEAN_OF_OTHERS, NO_CHANGE)
     lines = ["Paired differences (model - baseline):", ""]
     for mode in MODES:
         mine = rows[rows["method"] == mode]
-        for baseline in (ADDITIVE, NO_CHANGE):
+        for baseline in rivals:
             other = rows[rows["method"] == baseline]
             if other.empty:
                 continue

@@ -34,6 +34,9 @@ ENVIRONMENT = {
     # Importing torch from a slow disk takes longer than the default minute.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Threads sleep while they wait: spinning, the default, makes a training that shares its cores
+    # with other programs ten times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
@@ -113,7 +116,12 @@ def _start(address: str, *, log_to_driver: bool) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     else:
-        options["runtime_env"] = {"env_vars": {"PYTHONPATH": _python_path()}}
+        options["runtime_env"] = {
+            "env_vars": {
+                "PYTHONPATH": _python_path(),
+                "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+            }
+        }
     try:
         _knock(address)
         ray.init(address=address, **options)

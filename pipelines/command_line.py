@@ -123,6 +123,19 @@ def add_config_flags(parser: argparse.ArgumentParser, flags: Iterable[Flag]) -> 
         )
 
 
+def add_switch(parser: argparse.ArgumentParser, name: str, *, help_text: str) -> None:
+    """Add a flag that is on when it stands alone or is "true"; empty counts as not given."""
+    parser.add_argument(
+        f"--{name}",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_switch,
+        metavar="true|false",
+        help=help_text,
+    )
+
+
 def given(arguments: argparse.Namespace, flags: Iterable[Flag]) -> Given:
     """What was given of the config's flags.
 
@@ -135,7 +148,7 @@ def given(arguments: argparse.Namespace, flags: Iterable[Flag]) -> Given:
     for flag in flags:
         value = getattr(arguments, flag.name, None)
         if isinstance(value, list):
-            value = _listed([item for item in value if item.strip()])
+            value = listed(value)
         if value:
             values[flag.name] = value
     settings = tuple(
@@ -236,8 +249,9 @@ def warn(message: str) -> None:
     sys.stderr.flush()
 
 
-def _listed(items: list[str]) -> list[str]:
-    """The items, or those of the YAML list that the only one is."""
+def listed(values: Iterable[str]) -> list[str]:
+    """The values that are not empty, or those of the YAML list that the only one is."""
+    items = [value for value in values if value.strip()]
     if len(items) != 1 or not items[0].lstrip().startswith("["):
         return items
     import yaml
@@ -247,6 +261,14 @@ def _listed(items: list[str]) -> list[str]:
     except yaml.YAMLError:
         return items
     return [str(item) for item in inner]
+
+
+def _switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("", "true", "false"):
+        message = f"invalid value {text!r}, wanted true or false"
+        raise argparse.ArgumentTypeError(message)
+    return word == "true"
 
 
 def _describe(error: OSError) -> str:

@@ -252,10 +252,10 @@ def main(argv: Sequence[str]) -> int:
     parser = command_line.verb_parser("evaluate", DESCRIPTION)
     command_line.add_config_flags(parser, FLAGS)
     parser.add_argument("--generated_dir", help="default: EXPERIMENT_DIR/inference_results")
-    parser.add_argument(
-        "--sampler_sweep",
-        action="store_true",
-        help="also draw cells with 1 to 64 steps and score them (minutes)",
+    command_line.add_switch(
+        parser,
+        "sampler_sweep",
+        help_text="also draw cells with 1 to 64 steps and score them (minutes)",
     )
     parser.add_argument(
         "--judges",
@@ -270,7 +270,7 @@ def main(argv: Sequence[str]) -> int:
         config,
         Path(generated).resolve(),
         sampler_sweep=arguments.sampler_sweep,
-        judges=tuple(dict.fromkeys(arguments.judges)),
+        judges=tuple(dict.fromkeys(command_line.listed(arguments.judges))),
     )
     print(summary)
     print(f"\nreport: {Path(config.experiment_dir) / 'evaluation' / 'report.html'}")

@@ -109,7 +109,7 @@ def _predicted(
 
     cell_type, perturbation = condition
     known, training = _known_rows(truth), truth.training
-    pooled = (training.cell_type != cell_type) & (training.perturbation == perturbation)
+    pooled = training.rows_of_others(cell_type, perturbation)
     control = known[training.rows(cell_type, training.control_name)]
     for prediction in (*modes.values(), *baseline_predictions(training, *condition)):
         rows = control if prediction.control_row is None else prediction.control_row

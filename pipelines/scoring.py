@@ -45,11 +45,13 @@ class Truth:
 def read_truth(cells: "Cells", split: "Split", trained: "Trained", control_name: str) -> Truth:
     """Real cells over the model's genes; the baselines may learn from those not held out."""
     from sedd.evaluation.baselines import TokenCells, TrainingCells
+    from sedd.evaluation.shifts import Perturbations
 
-    cells = cells.select(None, trained.reference.vocabulary.genes)
+    reference = trained.reference
+    cells = cells.select(None, reference.vocabulary.genes)
     log1p = cells.log1p_cp10k()
     known = np.sort(np.concatenate([split.train, split.validation]))
-    tokenizer = trained.reference.tokenizer
+    tokenizer = reference.tokenizer
     depth = cells.depth[known].astype(np.float32)
 
     def decode(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -65,6 +67,7 @@ def read_truth(cells: "Cells", split: "Split", trained: "Trained", control_name:
         perturbation=cells.perturbation[known],
         control_name=control_name,
         tokenized=TokenCells(tokens, tokenizer.num_bins, decode),
+        perturbations=Perturbations.of(reference.vocabulary, reference.perturbation_vectors),
     )
     return Truth(cells, log1p, split, training)
 

@@ -1,17 +1,18 @@
 """Predictions without a network, which a model has to beat, and the ceiling it cannot.
 
-For a held-out (cell type, perturbation) the baselines see the control cells of the type and the
-cells of the *other* types; only the ceiling sees the held-out perturbed cells themselves.
+For a held-out (cell type, perturbation) the baselines see the control cells of the type, the cells
+of the *other* types and those of the type's other perturbations; only the ceiling sees the held-out
+perturbed cells themselves.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from sedd.errors import DataError
-from sedd.evaluation.shifts import ridge_prediction, shift_in_types, shift_of_others
+from sedd.evaluation.shifts import Perturbations, additive_shift, ridge_shift
 
 NO_CHANGE = "no_change"
 MEAN_OF_OTHERS = "mean_of_others"
@@ -83,18 +84,35 @@ class TokenCells:
 
 @dataclass(frozen=True, eq=False)
 class TrainingCells:
-    """Cells that baselines may learn from, one label of each kind per cell."""
+    """Cells that baselines may learn from, one label of each kind per cell.
+
+    `perturbations` says what every label means, also those that are asked for; without it each
+    stands for itself, and no combination has parts.
+    """
 
     log1p: Cells
     cell_type: Shaped[np.ndarray, " cells"]
     perturbation: Shaped[np.ndarray, " cells"]
     control_name: str
     tokenized: TokenCells | None = None
+    perturbations: Perturbations | None = None
 
     def rows(self, cell_type: str, perturbation: str) -> Int[np.ndarray, " rows"]:
         """Where the cells with both labels stand."""
         chosen = (self.cell_type == cell_type) & (self.perturbation == perturbation)
         return np.flatnonzero(chosen)
+
+    def rows_of_others(self, cell_type: str, perturbation: str) -> Int[np.ndarray, " rows"]:
+        """The cells that the mean of others pools.
+
+        The perturbed cells of the other types; where no other type shows the perturbation, those of
+        the type's other perturbations.
+        """
+        own = self.cell_type == cell_type
+        pooled = ~own & (self.perturbation == perturbation)
+        if not pooled.any():
+            pooled = own & ~np.isin(self.perturbation, [self.control_name, perturbation])
+        return np.flatnonzero(pooled)
 
     def rows_of_other_types(
         self, cell_type: str, perturbation: str
@@ -117,9 +135,14 @@ def baseline_predictions(
     """Every baseline that the training cells allow, then the ceiling if `real_log1p` is given.
 
     Training cells that carry both held-out labels are ignored. Left out are: what needs another
-    type, or another perturbation, with enough cells, where there is none; the token tilt, without
-    `training.tokenized`; the ceiling, with fewer than four real cells. The token tilt makes one
-    cell for each control cell of the type, at its library size.
+    type, or another perturbation, with enough cells, where there is none; for a perturbation that
+    no other type shows, additive unless it is a combination of ones that the type shows, and ridge
+    without given vectors; the token tilt, without `training.tokenized`; the ceiling, with fewer
+    than four real cells. The token tilt makes one cell for each control cell of the type, at its
+    library size.
+
+    Raises:
+        DataError: The type has no control cell.
     """
     control_rows = training.rows(cell_type, training.control_name)
     if len(control_rows) == 0:
@@ -131,13 +154,13 @@ def baseline_predictions(
         raise DataError(msg)
     control_log1p = training.log1p[control_rows]
     predictions = [no_change(control_log1p)]
-    pooled = (training.cell_type != cell_type) & (training.perturbation == perturbation)
-    if not pooled.any():
-        own = training.cell_type == cell_type
-        pooled = own & ~np.isin(training.perturbation, [training.control_name, perturbation])
-    if pooled.any():
+    pooled = training.rows_of_others(cell_type, perturbation)
+    if len(pooled):
         predictions.append(mean_of_others(training.log1p[pooled]))
-    predictions.extend(_shifted(training, cell_type, perturbation, control_log1p))
+    for name, predict in ((ADDITIVE, additive_shift), (RIDGE, ridge_shift)):
+        shift = predict(training, cell_type, perturbation, least=MIN_CELLS)
+        if shift is not None:
+            predictions.append(shifted(name, control_log1p, shift))
     others = tuple(training.rows_of_other_types(cell_type, perturbation))
     if others and training.tokenized is not None:
         predictions.append(_token_tilt_of(training.tokenized, control_rows, others, seed))
@@ -146,59 +169,30 @@ def baseline_predictions(
     return tuple(predictions)
 
 
-def _shifted(
-    training: TrainingCells, cell_type: str, perturbation: str, control_log1p: Cells
-) -> Iterator[Prediction]:
-    """Additive and ridge: control cells moved by what other conditions of the training show.
-
-    Where other types show the perturbation, their shifts are averaged (additive), or regressed on
-    the mean expression of their control cells (ridge). Else, for a combination such as A+B, the
-    shifts of its parts in the type are added; else those of the type's other perturbations are
-    averaged.
-    """
-    known = shift_in_types(training, perturbation, least=MIN_CELLS)
-    others = [row for row, name in enumerate(known.labels) if name != cell_type]
-    if others:
-        yield additive(control_log1p, known.shift[others])
-        means = [_control_mean(training, known.labels[row]) for row in others]
-        asked = _control_mean(training, cell_type)
-        shift = ridge_prediction(known.shift[others], np.stack(means), asked)
-        yield replace(additive(control_log1p, shift[None]), name=RIDGE)
-        return
-    known = shift_of_others(training, cell_type, perturbation, least=MIN_CELLS)
-    parts = [part.strip() for part in perturbation.split("+")]
-    parts = [part for part in parts if part != training.control_name]
-    if parts and set(parts) <= set(known.labels):
-        rows = [known.labels.index(part) for part in parts]
-        yield additive(control_log1p, known.shift[rows].sum(0, keepdims=True))
-    elif known.labels:
-        yield additive(control_log1p, known.shift)
-
-
-def _control_mean(training: TrainingCells, cell_type: str) -> Float[np.ndarray, " genes"]:
-    rows = training.rows(cell_type, training.control_name)
-    return training.log1p[rows].mean(0, dtype=np.float64)
-
-
 def no_change(control_log1p: Cells) -> Prediction:
     """The control cells of the type, as they are."""
     return Prediction.of_cells(NO_CHANGE, control_log1p)
 
 
 def mean_of_others(others_log1p: Cells) -> Prediction:
-    """The pooled perturbed cells of the other types."""
+    """The pooled cells of `TrainingCells.rows_of_others`.
+
+    For a perturbation that no training cell shows this is the mean over perturbations, which
+    published models rarely beat (Ahlmann-Eltze et al. 2025).
+    """
     return Prediction.of_cells(MEAN_OF_OTHERS, others_log1p)
 
 
-def additive(control_log1p: Cells, shifts_log1p: Float[np.ndarray, "types genes"]) -> Prediction:
-    """Control cells plus the mean shift of the other types, each type weighing the same.
+def shifted(
+    name: str, control_log1p: Cells, shift_log1p: Float[np.ndarray, " genes"]
+) -> Prediction:
+    """Control cells moved by a shift.
 
     Cells are clipped at 0, since there is no negative expression; the mean is not.
     """
-    shift_log1p = shifts_log1p.mean(axis=0, dtype=np.float64)
     cells_log1p = np.maximum(control_log1p + shift_log1p.astype(control_log1p.dtype), 0)
     mean_log1p = control_log1p.mean(axis=0, dtype=np.float64) + shift_log1p
-    return Prediction(ADDITIVE, cells_log1p, mean_log1p)
+    return Prediction(name, cells_log1p, mean_log1p)
 
 
 def token_tilt(

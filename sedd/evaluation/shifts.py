@@ -1,13 +1,48 @@
-"""Mean shifts that baselines may learn from, and a ridge regression of them on embeddings."""
+"""Mean shifts that baselines may learn from, and what they make of them: sums, means, ridge."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from sedd.data.vocabulary import Vocabulary
+
 PENALTIES = np.logspace(-3, 4, 15)
 """Ridge penalties tried, in units of the mean squared length of an embedding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbations:
+    """What the labels of perturbations mean.
+
+    Attributes:
+        parts: The perturbations that each label joins: itself alone, unless it is a combination.
+        vectors: Given vector of each label, or None where none are given.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    vectors: Mapping[str, Float[np.ndarray, " given"]] | None = None
+
+    @classmethod
+    def of(
+        cls, vocabulary: Vocabulary, vectors: Float[np.ndarray, "parts given"] | None = None
+    ) -> "Perturbations":
+        """As the model reads the labels.
+
+        Args:
+            vocabulary: Every label, and what joins the names in a combination.
+            vectors: Given vectors of `vocabulary.parts().names`; a combination has the sum of those
+                of its parts.
+        """
+        parts = vocabulary.parts()
+        labels = zip(vocabulary.perturbations, parts.of, strict=True)
+        numbers = {label: row[row >= 0] for label, row in labels}
+        named = {label: tuple(parts.names[part] for part in row) for label, row in numbers.items()}
+        if vectors is None:
+            return cls(named)
+        return cls(named, {label: vectors[row].sum(0) for label, row in numbers.items()})
 
 
 @runtime_checkable
@@ -34,6 +69,11 @@ class LabelledExpression(Protocol):
         """The label of unperturbed cells."""
         ...
 
+    @property
+    def perturbations(self) -> Perturbations | None:
+        """What the labels mean; None where each stands for itself."""
+        ...
+
     def rows(self, cell_type: str, perturbation: str) -> Int[np.ndarray, " rows"]:
         """Where the cells with both labels stand."""
         ...
@@ -47,9 +87,55 @@ class KnownShifts:
     shift: Float[np.ndarray, "labels genes"]
 
 
-def shift_in_types(cells: LabelledExpression, perturbation: str, *, least: int) -> KnownShifts:
-    """Shift of a perturbation in each cell type with `least` cells of both kinds."""
-    types = sorted(set(cells.cell_type))
+def additive_shift(
+    cells: LabelledExpression, cell_type: str, perturbation: str, *, least: int
+) -> Float[np.ndarray, " genes"] | None:
+    """Mean shift of the perturbation in the other types, each type weighing the same.
+
+    Where no other type shows it: the sum of the shifts that its parts have in the type itself. None
+    where a part is not shown there either, or where the label is no combination. Only conditions
+    with `least` control and perturbed cells count.
+    """
+    known = shift_in_other_types(cells, cell_type, perturbation, least=least)
+    if known.labels:
+        return known.shift.mean(0)
+    told = cells.perturbations
+    parts = (perturbation,) if told is None else told.parts[perturbation]
+    known = shift_of_others(cells, cell_type, perturbation, least=least)
+    if not set(parts) <= set(known.labels):
+        return None
+    return known.shift[[known.labels.index(part) for part in parts]].sum(0)
+
+
+def ridge_shift(
+    cells: LabelledExpression, cell_type: str, perturbation: str, *, least: int
+) -> Float[np.ndarray, " genes"] | None:
+    """Shift by ridge regression over other types or, where none shows it, other perturbations.
+
+    The shifts of the perturbation in the other types are regressed on the mean expression of their
+    control cells. Where no other type shows it, those of the type's other perturbations are
+    regressed on the given vectors; None without any. Only conditions with `least` control and
+    perturbed cells count.
+    """
+    known = shift_in_other_types(cells, cell_type, perturbation, least=least)
+    if known.labels:
+        means = np.stack([_control_mean(cells, label) for label in known.labels])
+        return ridge_prediction(known.shift, means, _control_mean(cells, cell_type))
+    vectors = None if cells.perturbations is None else cells.perturbations.vectors
+    if vectors is None:
+        return None
+    known = shift_of_others(cells, cell_type, perturbation, least=least)
+    if not known.labels:
+        return None
+    given = np.stack([vectors[label] for label in known.labels])
+    return ridge_prediction(known.shift, given, vectors[perturbation])
+
+
+def shift_in_other_types(
+    cells: LabelledExpression, cell_type: str, perturbation: str, *, least: int
+) -> KnownShifts:
+    """Shift of a perturbation in each other cell type with `least` cells of both kinds."""
+    types = sorted(set(cells.cell_type) - {cell_type})
     return _known({name: _shift(cells, name, perturbation, least) for name in types})
 
 
@@ -88,6 +174,10 @@ def ridge_prediction(
             least, weight = error, inverse @ y
     assert weight is not None
     return mean + (asked - centre) @ x.T @ weight
+
+
+def _control_mean(cells: LabelledExpression, cell_type: str) -> Float[np.ndarray, " genes"]:
+    return cells.log1p[cells.rows(cell_type, cells.control_name)].mean(0, dtype=np.float64)
 
 
 def _shift(

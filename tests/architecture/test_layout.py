@@ -18,7 +18,7 @@ NOT_YET = {"tune", "register"}
 
 MODULES = sorted(
     path.relative_to(ROOT)
-    for package in ("sedd", "pipelines")
+    for package in ("sedd", "pipelines", "benchmarks")
     for path in (ROOT / package).rglob("*.py")
 )
 

@@ -160,6 +160,19 @@ def test_a_variant_changes_what_it_names_and_keeps_the_rest_of_the_section():
     assert (config.data.exact_counts, config.data.num_genes) == (3, 20)
 
 
+def test_cells_and_vectors_are_looked_for_in_the_folder_of_the_data():
+    given = {"cond_labels_pt_path": "genes.pt", "celltype_labels_pt_path": "types.pt"}
+    changed = study("pairs", config={"data": CONFIG["data"] | given})
+
+    named = configure(changed, "full", seed=0, data_dir=DATA).data
+    unnamed = configure(study("pairs"), "full", seed=0, data_dir=DATA).data
+
+    assert named.train_data_path == unnamed.train_data_path == "data/cells.h5ad"
+    assert named.cond_labels_pt_path == "data/genes.pt"
+    assert named.celltype_labels_pt_path == "data/types.pt"
+    assert unnamed.cond_labels_pt_path is unnamed.celltype_labels_pt_path is None
+
+
 def keys(digest: str = "digest", data_dir: Path = DATA, **changes) -> dict[tuple, str]:
     jobs = plan(study("cell_types", **changes), tiny_cells(), data_dir)
     return {(job.variant, job.fold, job.seed): job.key(digest) for job in jobs}
@@ -192,12 +205,12 @@ def test_the_key_of_a_job_does_not_depend_on_its_place_in_the_study_or_of_the_da
 
 
 def test_the_key_of_a_job_changes_with_what_the_vectors_say(tmp_path):
-    path = tmp_path / "vectors.pt"
-    config = {"data": CONFIG["data"] | {"cond_labels_pt_path": str(path)}}
+    config = {"data": CONFIG["data"] | {"cond_labels_pt_path": "vectors.pt"}}
     found = []
-    for content in (b"one", b"other", b"one"):
-        path.write_bytes(content)
-        found.append(keys(config=config))
+    for name, content in (("a", b"one"), ("a", b"other"), ("b", b"one")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "vectors.pt").write_bytes(content)
+        found.append(keys(config=config, data_dir=tmp_path / name))
 
     assert found[0] == found[2] != found[1]
 

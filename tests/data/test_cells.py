@@ -1,6 +1,5 @@
 """Cells go in and come out whole: every storage and every age of h5ad gives the same cells."""
 
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -379,17 +378,9 @@ def test_reading_needs_neither_anndata_nor_torch(tmp_path):
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def real_cells() -> Path:
-    folder = os.environ.get("SEDD_TEST_DATA")
-    if not folder:
-        pytest.skip("SEDD_TEST_DATA names no folder with real cells")
-    return Path(folder)
-
-
 @pytest.mark.real_cells
-def test_real_blood_cells_have_the_counts_their_readme_tells(real_cells):
-    cells = read_cells(real_cells / "kang_pbmc_1176g.h5ad", **NAMES)
+def test_real_blood_cells_have_the_counts_their_readme_tells(real_cells_folder):
+    cells = read_cells(real_cells_folder / "kang_pbmc_1176g.h5ad", **NAMES)
 
     assert cells.kind == "counts"
     assert cells.expression.shape == (5701, 1176)
@@ -403,8 +394,8 @@ def test_real_blood_cells_have_the_counts_their_readme_tells(real_cells):
 
 
 @pytest.mark.real_cells
-def test_real_log1p_cells_and_the_counts_in_their_layer_agree(real_cells):
-    path = real_cells / "perturbench_devel.h5ad"
+def test_real_log1p_cells_and_the_counts_in_their_layer_agree(real_cells_folder):
+    path = real_cells_folder / "perturbench_devel.h5ad"
 
     logged = read_cells(path, **NAMES)
     counts = read_cells(path, **NAMES, layer="counts_recovered", depth_col="ncounts")
@@ -418,6 +409,6 @@ def test_real_log1p_cells_and_the_counts_in_their_layer_agree(real_cells):
 
 
 @pytest.mark.real_cells
-def test_a_depth_column_with_gaps_is_refused_on_real_cells(real_cells):
+def test_a_depth_column_with_gaps_is_refused_on_real_cells(real_cells_folder):
     with pytest.raises(DataError, match=r"3200 of 5701 cells have no positive number"):
-        read_cells(real_cells / "kang_pbmc_1176g.h5ad", **NAMES, depth_col="n_counts_total")
+        read_cells(real_cells_folder / "kang_pbmc_1176g.h5ad", **NAMES, depth_col="n_counts_total")

@@ -1,7 +1,6 @@
 """The survey counts what is there and warns of what would surprise, without refusing it."""
 
 import json
-import os
 from pathlib import Path
 
 import anndata
@@ -164,12 +163,8 @@ def test_what_cannot_be_read_is_an_error_here_too(tmp_path):
 
 
 @pytest.mark.real_cells
-def test_real_blood_cells_survey_without_a_warning():
-    folder = os.environ.get("SEDD_TEST_DATA")
-    if not folder:
-        pytest.skip("SEDD_TEST_DATA names no folder with real cells")
-
-    facts = survey(Path(folder) / "kang_pbmc_1176g.h5ad", **NAMES)
+def test_real_blood_cells_survey_without_a_warning(real_cells_folder):
+    facts = survey(real_cells_folder / "kang_pbmc_1176g.h5ad", **NAMES)
 
     assert facts.cell_types[:2] == ("CD4 T cells", "CD14+ Monocytes")
     assert facts.table[0] == (1058, 1049)

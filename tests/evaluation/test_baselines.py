@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sedd.data.vocabulary import Vocabulary
 from sedd.errors import DataError
 from sedd.evaluation.baselines import (
     ADDITIVE,
@@ -18,14 +19,15 @@ from sedd.evaluation.baselines import (
     Prediction,
     TokenCells,
     TrainingCells,
-    additive,
     baseline_predictions,
+    shifted,
     split_half_ceiling,
     tilted_histogram,
     token_histogram,
     token_tilt,
 )
 from sedd.evaluation.metrics import score
+from sedd.evaluation.shifts import Perturbations
 
 TYPES = ("B", "T", "NK")
 
@@ -67,11 +69,12 @@ def test_the_additive_mean_is_exact_where_shifts_add():
     np.testing.assert_allclose(predicted.mean_log1p, training.log1p[held_out].mean(0), atol=1e-12)
 
 
-def test_additive_cells_are_clipped_at_zero_and_their_mean_is_not():
+def test_shifted_cells_are_clipped_at_zero_and_their_mean_is_not():
     control = np.array([[0.0, 2.0], [2.0, 2.0]])
 
-    predicted = additive(control, np.array([[-1.5, 1.0], [-0.5, 3.0]]))
+    predicted = shifted(RIDGE, control, np.array([-1.0, 2.0]))
 
+    assert predicted.name == RIDGE
     np.testing.assert_array_equal(predicted.cells_log1p, [[0, 4], [1, 4]])
     np.testing.assert_array_equal(predicted.mean_log1p, [0, 4])
 
@@ -179,6 +182,26 @@ def singles(**shifts: tuple[float, float]) -> TrainingCells:
     return TrainingCells(cells.reshape(-1, 2), types, names, "control")
 
 
+def told(
+    training: TrainingCells, *asked: str, separator: str | None = "+", vectors=None
+) -> TrainingCells:
+    """The same cells with what their labels, and those that are asked for, mean."""
+    vocabulary = Vocabulary.of(
+        genes=[],
+        perturbations=[*training.perturbation, *asked],
+        cell_types=training.cell_type,
+        control_name="control",
+        separator=separator,
+    )
+    if vectors is not None:
+        nothing = np.zeros(len(next(iter(vectors.values()))))
+        vectors = np.stack([vectors.get(name, nothing) for name in vocabulary.parts().names])
+    return replace(training, perturbations=Perturbations.of(vocabulary, vectors))
+
+
+THREE = {"A": (1.0, 0.0), "B": (0.0, 2.0), "C": (-1.0, -4.0)}
+
+
 @pytest.mark.parametrize(
     ("perturbation", "shift"),
     [
@@ -187,18 +210,53 @@ def singles(**shifts: tuple[float, float]) -> TrainingCells:
         ("A+A", (2.0, 0.0)),
         ("A+control", (1.0, 0.0)),
         ("A+B+C", (0.0, -2.0)),
-        ("A+D", (0.0, -2 / 3)),  # D was never seen: the mean of all three
-        ("Ca2+", (0.0, -2 / 3)),
-        ("D", (0.0, -2 / 3)),
     ],
 )
-def test_additive_adds_the_parts_of_a_combination_and_else_averages_the_others(perturbation, shift):
-    training = singles(A=(1.0, 0.0), B=(0.0, 2.0), C=(-1.0, -4.0))
+def test_additive_adds_the_parts_of_a_combination(perturbation, shift):
+    training = told(singles(**THREE), perturbation)
 
     predictions = by_name(baseline_predictions(training, "T", perturbation))
 
     assert list(predictions) == [NO_CHANGE, MEAN_OF_OTHERS, ADDITIVE]
     np.testing.assert_allclose(predictions[ADDITIVE].mean_log1p, 5 + np.array(shift), atol=1e-12)
+
+
+@pytest.mark.parametrize("perturbation", ["D", "A+D", "Ca2+", "A_B"])
+def test_where_nothing_is_to_be_added_the_mean_of_the_others_stands_alone(perturbation):
+    """D was never seen, and the other two are no combinations."""
+    training = singles(**THREE)
+    without_meanings = baseline_predictions(training, "T", perturbation)
+
+    predictions = by_name(baseline_predictions(told(training, perturbation), "T", perturbation))
+
+    assert list(predictions) == list(by_name(without_meanings)) == [NO_CHANGE, MEAN_OF_OTHERS]
+    np.testing.assert_allclose(predictions[MEAN_OF_OTHERS].mean_log1p, [5, 5 - 2 / 3], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("separator", "label", "other"), [("_", "A_B", "A+B"), (None, None, "A+B"), ("+", "A+B", "A_B")]
+)
+def test_the_separator_alone_says_what_a_combination_is(separator, label, other):
+    training = told(singles(**THREE), "A_B", "A+B", separator=separator)
+
+    assert ADDITIVE not in by_name(baseline_predictions(training, "T", other))
+    if label is not None:
+        predicted = by_name(baseline_predictions(training, "T", label))[ADDITIVE]
+        np.testing.assert_allclose(predicted.mean_log1p, [6, 7], atol=1e-12)
+
+
+def test_cells_of_a_combination_in_other_types_beat_the_sum_of_its_parts():
+    own, other = singles(**THREE), singles(**{"A+B": (0.5, -0.5)})
+    both = TrainingCells(
+        np.concatenate([own.log1p, other.log1p + 2]),
+        np.concatenate([own.cell_type, np.full(len(other.log1p), "B", dtype=object)]),
+        np.concatenate([own.perturbation, other.perturbation]),
+        "control",
+    )
+
+    predicted = by_name(baseline_predictions(told(both), "T", "A+B"))[ADDITIVE]
+
+    np.testing.assert_allclose(predicted.mean_log1p, [5.5, 4.5], atol=1e-12)
 
 
 def test_mean_of_others_is_then_the_pooled_cells_of_the_types_other_perturbations():
@@ -219,7 +277,8 @@ def test_mean_of_others_is_then_the_pooled_cells_of_the_types_other_perturbation
 
 
 def test_cells_of_the_held_out_combination_have_no_say():
-    seen, unseen = singles(**{"A+B": (9.0, 9.0)}, A=(1.0, 0.0)), singles(A=(1.0, 0.0))
+    parts = {"A": (1.0, 0.0), "B": (0.0, 2.0)}
+    seen, unseen = told(singles(**{"A+B": (9.0, 9.0)}, **parts)), told(singles(**parts), "A+B")
 
     for one, other in zip(
         baseline_predictions(seen, "T", "A+B"),
@@ -230,13 +289,16 @@ def test_cells_of_the_held_out_combination_have_no_say():
 
 
 def test_a_part_with_few_cells_has_no_say():
-    training = singles(A=(1.0, 0.0), B=(0.0, 2.0))
+    training = told(singles(A=(1.0, 0.0), B=(0.0, 2.0)), "A+B")
     fewer = training.perturbation.copy()
     fewer[training.rows("T", "B")[0]] = "unknown"
 
-    predicted = by_name(baseline_predictions(replace(training, perturbation=fewer), "T", "A+B"))
+    heard, unheard = (
+        by_name(baseline_predictions(cells, "T", "A+B"))
+        for cells in (training, replace(training, perturbation=fewer))
+    )
 
-    np.testing.assert_allclose(predicted[ADDITIVE].mean_log1p, [6, 5], atol=1e-12)
+    assert set(heard) - set(unheard) == {ADDITIVE}
 
 
 # Ridge.
@@ -273,6 +335,61 @@ def test_ridge_does_not_see_the_held_out_shift():
     after = by_name(baseline_predictions(training, "type 2", "x"))[RIDGE]
 
     np.testing.assert_array_equal(after.mean_log1p, before.mean_log1p)
+
+
+def linear_singles(asked: str) -> tuple[TrainingCells, np.ndarray]:
+    """T cells under twelve perturbations whose shifts are linear in their vectors; that of D."""
+    rng = np.random.default_rng(3)
+    weight = rng.normal(size=(3, 2))
+    vectors = {f"P{number}": rng.normal(size=3) for number in range(12)} | {"D": rng.normal(size=3)}
+    shifts = {name: tuple(vectors[name] @ weight + 1) for name in vectors if name != "D"}
+    training = told(singles(**shifts), asked, vectors=vectors)
+    return training, vectors["D"] @ weight + 1
+
+
+def test_ridge_knows_an_unseen_perturbation_by_its_vector():
+    training, shift = linear_singles("D")
+
+    predictions = by_name(baseline_predictions(training, "T", "D"))
+
+    assert list(predictions) == [NO_CHANGE, MEAN_OF_OTHERS, RIDGE]
+    np.testing.assert_allclose(predictions[RIDGE].mean_log1p, 5 + shift, atol=5e-3)
+    assert np.abs(predictions[MEAN_OF_OTHERS].mean_log1p - 5 - shift).max() > 0.5
+
+
+def test_ridge_of_a_combination_is_at_the_sum_of_the_vectors_of_its_parts():
+    training, shift = linear_singles("P1+D")
+    assert training.perturbations is not None
+    assert training.perturbations.vectors is not None
+    own = training.log1p[training.rows("T", "P1")].mean(0) - 5
+
+    predictions = by_name(baseline_predictions(training, "T", "P1+D"))
+
+    assert ADDITIVE not in predictions
+    # The shift is the vector's map plus 1, and the parts' two maps make 1 too many.
+    np.testing.assert_allclose(predictions[RIDGE].mean_log1p, 5 + own + shift - 1, atol=1e-2)
+
+
+def test_ridge_on_vectors_does_not_see_the_held_out_cells():
+    training, _ = linear_singles("D")
+    before = by_name(baseline_predictions(training, "T", "P4"))[RIDGE].mean_log1p
+
+    training.log1p[training.rows("T", "P4")] = np.nan
+
+    after = by_name(baseline_predictions(training, "T", "P4"))[RIDGE].mean_log1p
+    np.testing.assert_array_equal(after, before)
+
+
+def test_other_types_that_show_the_perturbation_are_asked_before_its_vector():
+    training = graded_world()
+    vectors = {"x": np.array([1.0, 2.0])}
+
+    plain, given = (
+        by_name(baseline_predictions(cells, "type 4", "x"))[RIDGE]
+        for cells in (training, told(training, vectors=vectors))
+    )
+
+    np.testing.assert_array_equal(given.mean_log1p, plain.mean_log1p)
 
 
 def test_three_real_cells_make_no_ceiling():

@@ -5,7 +5,13 @@ from dataclasses import asdict, astuple, fields
 import numpy as np
 import pytest
 
-from sedd.evaluation.baselines import Prediction, additive, no_change, split_half_ceiling
+from sedd.evaluation.baselines import (
+    ADDITIVE,
+    Prediction,
+    no_change,
+    shifted,
+    split_half_ceiling,
+)
 from sedd.evaluation.metrics import Scores, energy_distance, score
 from sedd.evaluation.resampling import ScoreBootstrap
 
@@ -125,7 +131,7 @@ def test_a_prediction_of_no_shift_keeps_its_pearson_of_zero():
 
 def test_a_stated_mean_stays_and_moves_with_its_cells():
     """The additive mean is not that of its clipped cells, so the interval must be around it."""
-    prediction = additive(CONTROL, SHIFT[None])
+    prediction = shifted(ADDITIVE, CONTROL, SHIFT)
     real = cells(400, np.random.default_rng(0))
 
     found = intervals(prediction, real)

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
+from sedd.data.vocabulary import Vocabulary
 from sedd.evaluation.baselines import TrainingCells
-from sedd.evaluation.shifts import PENALTIES, ridge_prediction, shift_in_types, shift_of_others
+from sedd.evaluation.shifts import (
+    PENALTIES,
+    Perturbations,
+    additive_shift,
+    ridge_prediction,
+    ridge_shift,
+    shift_in_other_types,
+    shift_of_others,
+)
 
 
 def fit(shift: np.ndarray, embedding: np.ndarray, absolute: float):
@@ -132,13 +141,15 @@ def cells() -> TrainingCells:
 
 
 def test_types_with_too_few_cells_of_either_kind_have_no_say():
-    known = shift_in_types(cells(), "x", least=5)
-    more = shift_in_types(cells(), "x", least=4)
+    known = shift_in_other_types(cells(), "NK", "x", least=5)
+    more = shift_in_other_types(cells(), "NK", "x", least=4)
+    elsewhere = shift_in_other_types(cells(), "elsewhere", "x", least=4)
 
     assert known.labels == ("B",)
     np.testing.assert_array_equal(known.shift, [[1, -1]])
-    assert more.labels == ("B", "NK", "T")
-    np.testing.assert_array_equal(more.shift, [[1, -1], [5, -5], [3, -3]])
+    assert more.labels == ("B", "T")
+    np.testing.assert_array_equal(more.shift, [[1, -1], [3, -3]])
+    assert elsewhere.labels == ("B", "NK", "T")
 
 
 def test_the_other_perturbations_of_a_type_are_neither_control_nor_the_one_asked_for():
@@ -149,3 +160,49 @@ def test_the_other_perturbations_of_a_type_are_neither_control_nor_the_one_asked
     np.testing.assert_array_equal(known.shift, [[2, -2]])
     np.testing.assert_array_equal(of_t.shift, [[3, -3], [4, -4]])
     assert shift_of_others(cells(), "NK", "x", least=1).labels == ()
+
+
+def test_shifts_add_over_types_first_and_are_unknown_where_nothing_is_shown():
+    np.testing.assert_array_equal(additive_shift(cells(), "NK", "x", least=4), [2, -2])
+    # z is shown by T alone, and y by B alone.
+    assert additive_shift(cells(), "T", "z", least=4) is None
+    assert ridge_shift(cells(), "T", "z", least=4) is None
+    np.testing.assert_array_equal(additive_shift(cells(), "T", "y", least=5), [2, -2])
+    assert additive_shift(cells(), "T", "y", least=6) is None
+
+
+# What labels mean.
+
+
+def vocabulary(*perturbations: str, separator: str | None = "+") -> Vocabulary:
+    return Vocabulary.of(
+        genes=[],
+        perturbations=perturbations,
+        cell_types=["T"],
+        control_name="control",
+        separator=separator,
+    )
+
+
+def test_a_combination_has_the_sum_of_the_vectors_of_its_parts():
+    labels = vocabulary("A", "A+B", "C+control", "Ca2+")
+    assert labels.parts().names == ("control", "A", "B", "C", "Ca2+")
+    vectors = np.array([[0.0, 0], [1, 0], [0, 10], [5, 5], [7, 7]])
+
+    found = Perturbations.of(labels, vectors)
+
+    assert found.parts == {
+        "control": ("control",), "A": ("A",), "A+B": ("A", "B"), "C+control": ("C",),
+        "Ca2+": ("Ca2+",),
+    }  # fmt: skip
+    assert found.vectors is not None
+    assert {label: tuple(vector) for label, vector in found.vectors.items()} == {
+        "control": (0, 0), "A": (1, 0), "A+B": (1, 10), "C+control": (5, 5), "Ca2+": (7, 7),
+    }  # fmt: skip
+
+
+def test_without_a_separator_every_label_stands_for_itself():
+    found = Perturbations.of(vocabulary("A", "A+B", separator=None))
+
+    assert found.parts == {"control": ("control",), "A": ("A",), "A+B": ("A+B",)}
+    assert found.vectors is None

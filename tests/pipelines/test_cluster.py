@@ -83,6 +83,15 @@ def test_workers_import_the_project_from_any_folder(ray_cluster, tmp_path, monke
     assert python_path.split(os.pathsep)[0] == str(root)
 
 
+def test_threads_of_workers_sleep_while_they_wait(ray_cluster):
+    import ray
+
+    with connect(num_workers=1):
+        policy = ray.get(ray.remote(lambda: os.environ.get("OMP_WAIT_POLICY")).remote())
+
+    assert policy == "PASSIVE"
+
+
 def test_a_connect_inside_another_uses_its_ray_and_leaves_it_running(ray_cluster):
     import ray
 

@@ -7,9 +7,11 @@ import pytest
 
 from pipelines.command_line import (
     add_config_flags,
+    add_switch,
     entry,
     find_mendable,
     given,
+    listed,
     read_config,
     verb_parser,
     warn,
@@ -76,6 +78,34 @@ def test_several_labels_may_come_as_one_list():
     found = parse("--cell_types", '["CD14+ Monocytes", "T; cell"]')
 
     assert found.flags == {"cell_types": ["CD14+ Monocytes", "T; cell"]}
+    assert listed(["", " ", "a"]) == listed(["[a]"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "on"),
+    [
+        ([], False),
+        (["--sweep"], True),
+        (["--sweep", "true"], True),
+        (["--sweep", "True"], True),
+        (["--sweep", ""], False),
+        (["--sweep", "false"], False),
+        (["--sweep", "--debug"], True),
+    ],
+)
+def test_a_switch_is_on_where_it_stands_alone_or_is_true(words, on):
+    parser = verb_parser("evaluate", "Score.")
+    add_switch(parser, "sweep", help_text="draw more")
+
+    assert parser.parse_args(words).sweep is on
+
+
+def test_a_switch_is_true_or_false_and_nothing_else():
+    parser = verb_parser("evaluate", "Score.")
+    add_switch(parser, "sweep", help_text="draw more")
+
+    with pytest.raises(UsageError, match=r"--sweep: invalid value 'yse', wanted true or false"):
+        parser.parse_args(["--sweep", "yse"])
 
 
 @pytest.mark.parametrize("label", ["[a] cell", "[", "all"])

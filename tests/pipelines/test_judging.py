@@ -24,11 +24,12 @@ from sedd.evaluation.judges import CELL_EVAL, Verdict
 from tests.worlds import tiny_cells
 
 HELD_OUT = [("B cell", "lower"), ("B cell", "raise")]
+UNSEEN_TYPE = SplitConfig(kind="unseen_cell_type", cell_types=("B cell",))
 
 
-def truth_of(cells) -> Truth:
+def truth_of(cells, held_out: SplitConfig = UNSEEN_TYPE) -> Truth:
     split = make_split(
-        SplitConfig(kind="unseen_cell_type", cell_types=("B cell",)),
+        held_out,
         perturbation=cells.perturbation,
         cell_type=cells.cell_type,
         control_name="control",
@@ -85,6 +86,23 @@ def test_each_method_is_asked_about_all_perturbations_with_the_counts_it_stands_
     np.testing.assert_array_equal(asked[NO_CHANGE].predicted.counts[:40], dense[control])
     others = (cells.cell_type != "B cell") & (cells.perturbation == "lower")
     np.testing.assert_array_equal(asked[MEAN_OF_OTHERS].predicted.counts[:80], dense[others])
+
+
+def test_the_mean_of_others_of_an_unseen_perturbation_is_judged_at_its_own_library_sizes(
+    asked, tmp_path
+):
+    cells = tiny_cells()
+    truth = truth_of(cells, SplitConfig(kind="unseen_perturbation", perturbations=("raise",)))
+    predictions = {("T cell", "raise"): {"counterfactual": twins(truth, "raise", np.arange(4))}}
+
+    judge_predictions([CELL_EVAL], truth, predictions, tmp_path)
+
+    assert list(asked) == ["counterfactual", NO_CHANGE, MEAN_OF_OTHERS, CEILING]
+    others = (cells.cell_type == "T cell") & (cells.perturbation == "lower")
+    predicted = asked[MEAN_OF_OTHERS].predicted
+    dense = cells.expression.toarray()
+    np.testing.assert_array_equal(predicted.counts, dense[others])
+    np.testing.assert_array_equal(predicted.depth, cells.depth[others])
 
 
 def test_the_ceiling_is_judged_on_cells_that_it_has_not_seen(asked, tmp_path):

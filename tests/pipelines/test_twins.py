@@ -124,6 +124,26 @@ def test_cells_are_the_same_where_the_training_file_is_gone_or_nonsense(trained,
 # What `evaluate` makes of them, and what it refuses.
 
 
+@pytest.mark.parametrize(
+    ("words", "sweep", "judges"),
+    [
+        ([], False, ()),
+        (["--judges", "", "--sampler_sweep", ""], False, ()),
+        (["--judges", "['b', a]", "--sampler_sweep", "true"], True, ("b", "a")),
+        (["--judges", "b", "a", "b", "--sampler_sweep"], True, ("b", "a")),
+    ],
+)
+def test_evaluate_takes_judges_and_sweep_as_mlflow_run_and_as_a_shell_give_them(
+    trained, monkeypatch, words, sweep, judges
+):
+    asked = {}
+    monkeypatch.setattr(evaluate, "run", lambda config, folder, **given: asked.update(given) or "")
+
+    assert evaluate.main(["--experiment_dir", trained.experiment_dir, *words]) == 0
+
+    assert asked == {"sampler_sweep": sweep, "judges": judges}
+
+
 @pytest.fixture
 def generated(trained: Config, tmp_path: Path) -> Path:
     cells_from(trained, tmp_path / "generated")

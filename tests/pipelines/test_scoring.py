@@ -1,0 +1,41 @@
+"""What the baselines of an evaluation are told beside the cells."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.experiment import load_cells, split_cells
+from pipelines.scoring import read_truth
+from sedd.checkpoint import best_or_newest, load_trained
+from sedd.data.splits import SplitConfig
+from sedd.evaluation.baselines import RIDGE, baseline_predictions
+from tests.tiny_experiment import tiny_config, tiny_experiment
+from tests.worlds import tiny_cells
+
+
+@pytest.mark.parametrize("separator", ["w", None])
+def test_baselines_read_labels_and_vectors_as_the_model_does(separator, tmp_path):
+    """With the separator "w", "lower" is made of "lo" and "er"."""
+    parts = ("lower",) if separator is None else ("lo", "er")
+    vectors = {name: torch.tensor([number, 1.0]) for number, name in enumerate(parts)}
+    torch.save(vectors | {"raise": torch.tensor([0.5, 7.0])}, tmp_path / "vectors.pt")
+    config = tiny_config(
+        tmp_path,
+        SplitConfig(kind="unseen_perturbation", perturbations=("raise",)),
+        cond_labels_pt_path=str(tmp_path / "vectors.pt"),
+        combination_separator=separator,
+    )
+    tiny_experiment(tmp_path, tiny_cells(), config)
+    cells = load_cells(config)
+    trained = load_trained(best_or_newest(config.checkpoints), config.model)
+
+    truth = read_truth(cells, split_cells(config, cells), trained, "control")
+
+    told = truth.training.perturbations
+    assert told is not None
+    assert told.vectors is not None
+    assert told.parts == {"control": ("control",), "lower": parts, "raise": ("raise",)}
+    expected = {"control": [0, 0], "lower": [len(parts) - 1, len(parts)], "raise": [0.5, 7]}
+    np.testing.assert_array_equal(np.stack(list(told.vectors.values())), list(expected.values()))
+    names = [made.name for made in baseline_predictions(truth.training, "T cell", "raise")]
+    assert RIDGE in names
