@@ -21,10 +21,9 @@ from pathlib import Path
 
 from benchmarks.quality_job import predict
 from benchmarks.quality_score import score_job
-from benchmarks.quality_study import ROOT, Job, Study, configure, plan, read_study
+from benchmarks.quality_study import ROOT, Job, Study, configure, load_job_cells, plan, read_study
 from benchmarks.quality_table import read_results, to_markdown
 from benchmarks.quality_vectors import with_readable_vectors
-from pipelines.experiment import load_cells
 from sedd.storage import write_text
 
 
@@ -69,7 +68,7 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
     first = configure(
         study, next(iter(study.variants)), seed=study.seeds[0], data_dir=arguments.data_dir
     )
-    cells = load_cells(first)
+    cells = load_job_cells(first, study.only)
     seen = set()
     for planned in plan(study, cells, arguments.data_dir):
         job = with_readable_vectors(planned, cells, arguments.work_dir / "vectors")

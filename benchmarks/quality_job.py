@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from benchmarks.quality_study import ROOT, Job, job_to_json
-from pipelines.experiment import load_cells, split_cells
+from benchmarks.quality_study import ROOT, Job, job_to_json, load_job_cells
+from pipelines.experiment import split_cells
 from sedd.building import (
     build_contexts,
     build_denoiser,
@@ -49,7 +49,7 @@ class Predicted:
 def predict(job: Job, folder: Path) -> None:
     """Train, generate every condition in both modes, and write it all to `folder`, or nothing."""
     torch.set_num_threads(1)
-    cells = load_cells(job.config)
+    cells = load_job_cells(job.config, job.only)
     split = split_cells(job.config, cells)
     shards = prepare(cells, split, job.config.data, job.config.model, seed=job.seed)
     before = time.process_time()

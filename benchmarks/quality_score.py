@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quality_job import MODES, read_predicted
-from benchmarks.quality_study import Job, job_from_json
+from benchmarks.quality_study import Job, job_from_json, load_job_cells
 from benchmarks.quality_vectors import read_perturbations
-from pipelines.experiment import load_cells, split_cells
+from pipelines.experiment import split_cells
 from sedd.data.cells import Cells
 from sedd.data.splits import Split
 from sedd.data.tokens import Tokenizer
@@ -27,7 +27,7 @@ def score_job(folder: Path, *, baselines: bool) -> None:
     """Write `scores.json` into the folder of a job: one record per condition and method."""
     job = job_from_json((folder / "job.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    cells = load_cells(job.config).select(None, facts["genes"])
+    cells = load_job_cells(job.config, job.only).select(None, facts["genes"])
     split = split_cells(job.config, cells)
     if split.digest != facts["split_digest"]:
         raise ValueError(f"{folder} was predicted with another split than its configuration makes.")

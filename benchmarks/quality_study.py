@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.experiment import load_cells
 from sedd.config import Config, from_dict, from_yaml, read_yaml
 from sedd.data.cells import Cells
 from sedd.data.splits import SplitConfig
@@ -37,6 +38,7 @@ class Study:
         folds: cell_types holds out one cell type after the other, pairs one third of all (cell
             type, perturbation) pairs after the other, perturbations the lists in `held_out`.
         held_out: Cell types to hold out in turn (all of them if empty), or lists of perturbations.
+        only: Cell types of the file that take part, in training too (all of them if empty).
         min_cells: Conditions with fewer control or perturbed cells are not scored.
         seeds: Seeds of weights, order, noise and sampling.
         cells_per_condition: Most cells that are generated for a condition, and never more than
@@ -51,6 +53,7 @@ class Study:
     question: str
     folds: Literal["cell_types", "pairs", "perturbations"]
     held_out: tuple[str | tuple[str, ...], ...] = ()
+    only: tuple[str, ...] = ()
     min_cells: int = 40
     seeds: tuple[int, ...] = (0, 1, 2)
     cells_per_condition: int = 400
@@ -68,6 +71,7 @@ class Job:
     config: Config
     conditions: tuple[tuple[str, str], ...]
     cells_per_condition: int
+    only: tuple[str, ...]
 
     @property
     def seed(self) -> int:
@@ -81,8 +85,9 @@ class Job:
         # Files count by what they hold, wherever they lie.
         nowhere = dict.fromkeys(("train_data_path", *VECTOR_FILES))
         config = replace(self.config, data=replace(data, **nowhere))
-        fixed = [config.to_yaml(), self.conditions, self.cells_per_condition, data_digest, vectors]
-        digest = hashlib.sha256(json.dumps([*fixed, source_digest()]).encode())
+        asked = [config.to_yaml(), self.conditions, self.cells_per_condition, self.only]
+        fixed = [*asked, data_digest, vectors, source_digest()]
+        digest = hashlib.sha256(json.dumps(fixed).encode())
         return digest.hexdigest()[:16]
 
 
@@ -92,6 +97,19 @@ def read_study(path: Path) -> Study:
         return TypeAdapter(Study).validate_python(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path} is not a quality study: {error}") from error
+
+
+def load_job_cells(config: Config, only: Sequence[str]) -> Cells:
+    """The cells of the types that take part.
+
+    Raises:
+        DataError: The file cannot be learned from, or has no such type.
+    """
+    cells = load_cells(config)
+    missing = sorted(set(only) - set(cells.cell_type))
+    if missing:
+        raise DataError(f"{config.data.train_data_path} has no cells of {missing}; see `only`.")
+    return cells.select(np.isin(cells.cell_type, only)) if only else cells
 
 
 def plan(study: Study, cells: Cells, data_dir: Path) -> Iterator[Job]:
@@ -110,7 +128,10 @@ def plan(study: Study, cells: Cells, data_dir: Path) -> Iterator[Job]:
                 config = replace(
                     configure(study, variant, seed=seed, data_dir=data_dir), split=split
                 )
-                yield Job(study.name, variant, fold, config, conditions, study.cells_per_condition)
+                yield Job(
+                    study.name, variant, fold, config, conditions, study.cells_per_condition,
+                    study.only,
+                )  # fmt: skip
 
 
 def configure(study: Study, variant: str, *, seed: int, data_dir: Path) -> Config:
@@ -150,6 +171,7 @@ def job_to_json(job: Job) -> str:
         "config": job.config.to_yaml(),
         "conditions": job.conditions,
         "cells_per_condition": job.cells_per_condition,
+        "only": job.only,
     }
     return json.dumps(content, ensure_ascii=False, indent=1)
 
@@ -164,6 +186,7 @@ def job_from_json(text: str) -> Job:
         from_yaml(content["config"]),
         tuple((cell_type, perturbation) for cell_type, perturbation in content["conditions"]),
         content["cells_per_condition"],
+        tuple(content["only"]),
     )
 
 

@@ -15,6 +15,7 @@ from benchmarks.quality_study import (
     configure,
     job_from_json,
     job_to_json,
+    load_job_cells,
     plan,
     read_study,
 )
@@ -69,6 +70,19 @@ def test_small_conditions_are_not_scored():
     jobs = plan(study("cell_types"), cells, DATA)
 
     assert held_out(list(jobs)) == {"A": (("A", "x"),), "C": (("C", "x"), ("C", "y"))}
+
+
+def test_only_the_named_types_take_part(tmp_path):
+    write_h5ad(tiny_cells(), tmp_path / "cells.h5ad")
+    config = configure(study("cell_types"), "full", seed=0, data_dir=tmp_path)
+    everyone, some = (load_job_cells(config, only) for only in ((), ("T cell", "B cell")))
+
+    kept = np.isin(everyone.cell_type, ["B cell", "T cell"])
+    assert 0 < kept.sum() < len(kept)
+    np.testing.assert_array_equal(some.names, everyone.names[kept])
+    np.testing.assert_array_equal(some.expression.toarray(), everyone.expression[kept].toarray())
+    with pytest.raises(DataError, match=r"cells\.h5ad has no cells of \['NK'\]"):
+        load_job_cells(config, ("B cell", "NK"))
 
 
 @pytest.mark.parametrize("num_types", [2, 3, 5])
@@ -186,11 +200,12 @@ def test_the_key_of_a_job_changes_with_all_that_fixes_its_cells():
         replace(first, config=config),
         replace(first, conditions=first.conditions[:1]),
         replace(first, cells_per_condition=7),
+        replace(first, only=("B cell",)),
     ]
 
     found = [job.key("digest") for job in [*jobs, *others]] + [first.key("other data")]
 
-    assert len(set(found)) == len(found) == 6 + 3 + 1
+    assert len(set(found)) == len(found) == 6 + 4 + 1
 
 
 def test_the_key_of_a_job_does_not_depend_on_its_place_in_the_study_or_of_the_data():
