@@ -2,10 +2,11 @@
 
     python -m benchmarks.quality benchmarks/configs/quality_kang.yaml --data_dir FOLDER
 
-A job is one training; its cells and scores are kept under --work_dir, so that a run that was cut
-off goes on where it stopped, over several sittings if need be (--max_minutes starts no new job
-after that long). Prints the table and writes it to benchmarks/results/DATE-STUDY.md; each job
-becomes an MLflow run of the experiment `quality`.
+A job is a trained model and the cells it generates; both are kept under --work_dir, with the
+scores, so that a run that was cut off goes on where it stopped, over several sittings if need be
+(--max_minutes starts no new job after that long). Jobs that differ in `inference` alone share the
+trained model. Prints the table and writes it to benchmarks/results/DATE-STUDY.md; each job becomes
+an MLflow run of the experiment `quality`.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from sedd.storage import write_text
 
 @dataclass(frozen=True)
 class Task:
-    """A job, where it is kept, and whether the baselines are scored beside it."""
+    """A job, where it and trained models are kept, and whether baselines are scored beside it."""
 
     job: Job
     folder: Path
+    models: Path
     baselines: bool
 
     @property
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     study = read_study(arguments.study)
     tasks = list(_tasks(study, arguments))
     waiting = [task for task in tasks if not task.done]
-    print(f"{study.name}: {len(tasks)} trainings, {len(tasks) - len(waiting)} done before")
+    print(f"{study.name}: {len(tasks)} jobs, {len(tasks) - len(waiting)} done before")
     _run(waiting, arguments.processes, arguments.max_minutes, arguments.tracking_uri)
     done = [task.folder for task in tasks if task.done]
     if not done:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{study.name}.md"
         write_text(path, page)
     print(page)
-    print(f"{len(done)} of {len(tasks)} trainings done")
+    print(f"{len(done)} of {len(tasks)} jobs done")
     return 0 if len(done) == len(tasks) else 75
 
 
@@ -75,7 +77,8 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
         key = job.key(cells.source.digest)
         name = f"{job.variant}-{job.fold}-{job.seed}".replace("/", "_").replace(" ", "_")
         folder = arguments.work_dir / study.name / f"{name}-{key}"
-        yield Task(job, folder, baselines=job.fold not in seen)
+        models = arguments.work_dir / "trained"
+        yield Task(job, folder, models, baselines=job.fold not in seen)
         seen.add(job.fold)
 
 
@@ -105,7 +108,7 @@ def _run(
 
 def _work(task: Task) -> None:
     if not (task.folder / "facts.json").is_file():
-        predict(task.job, task.folder)
+        predict(task.job, task.folder, task.models)
     score_job(task.folder, baselines=task.baselines)
 
 
@@ -134,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("study", type=Path, help="YAML file of benchmarks/configs")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of the h5ad files")
     parser.add_argument("--work_dir", type=Path, default=Path("experiments/quality"))
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--max_minutes", type=float, help="start no training after that long")
+    parser.add_argument("--processes", type=int, default=2, help="jobs at a time")
+    parser.add_argument("--max_minutes", type=float, help="start no job after that long")
     parser.add_argument("--tracking_uri", help="MLflow server or database")
     return parser
 

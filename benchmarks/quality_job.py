@@ -25,15 +25,24 @@ from sedd.building import (
     token_batches,
     validation_batch,
 )
-from sedd.checkpoint import Trained
+from sedd.checkpoint import (
+    Trained,
+    best_or_newest,
+    has_checkpoints,
+    load_trained,
+    save_checkpoint,
+)
 from sedd.config import Config
 from sedd.data.shards import Shards
 from sedd.generation import GeneratedCells, generate_unit, plan_units
 from sedd.preparation import prepare
-from sedd.storage import whole_folder
+from sedd.storage import whole_folder, write_text
 from sedd.training import start, train
 
 MODES = ("counterfactual", "population")
+
+TRAINING = "training.json"
+"""What a training cost and reached, beside its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +55,34 @@ class Predicted:
     control_row: np.ndarray
 
 
-def predict(job: Job, folder: Path) -> None:
-    """Train, generate every condition in both modes, and write it all to `folder`, or nothing."""
+def predict(job: Job, folder: Path, models: Path) -> None:
+    """Generate every condition in both modes and write it all to `folder`, or nothing.
+
+    Args:
+        job: What to predict.
+        folder: Where to.
+        models: Folder of the trained models; jobs that differ in `inference` alone share one.
+    """
     torch.set_num_threads(1)
     cells = load_job_cells(job.config, job.only)
     split = split_cells(job.config, cells)
-    shards = prepare(cells, split, job.config.data, job.config.model, seed=job.seed)
-    before = time.process_time()
-    trained, nelbo = fit(job.config, shards)
-    training_seconds = time.process_time() - before
+    root = models / job.training_key(cells.source.digest)
+    if not has_checkpoints(root):
+        fit(
+            job.config,
+            prepare(cells, split, job.config.data, job.config.model, seed=job.seed),
+            root,
+        )
+    trained = load_trained(best_or_newest(root), job.config.model)
     before = time.process_time()
     with whole_folder(folder) as unfinished:
         for mode in MODES:
             _write_cells(unfinished / f"{mode}.npz", job, trained, mode)
         facts = {
-            "cpu_seconds_training": round(training_seconds, 1),
+            "trained_model": root.name,
+            **json.loads((root / TRAINING).read_text(encoding="utf-8")),
             "cpu_seconds_generating": round(time.process_time() - before, 1),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "validation_nelbo": nelbo,
-            "steps": trained.step,
             "genes": list(trained.reference.vocabulary.genes),
             "split_digest": split.digest,
             "data_digest": cells.source.digest,
@@ -76,8 +94,9 @@ def predict(job: Job, folder: Path) -> None:
         (unfinished / "job.json").write_text(job_to_json(job), encoding="utf-8")
 
 
-def fit(config: Config, shards: Shards) -> tuple[Trained, float]:
-    """Train on prepared shards; the averaged weights and their last validation NELBO."""
+def fit(config: Config, shards: Shards, root: Path) -> None:
+    """Train on prepared shards; leaves a checkpoint in `root`, and what it cost."""
+    before = time.process_time()
     training = config.training
     denoiser, average = (
         build_denoiser(config.model, shards.reference, seed=training.seed) for _ in range(2)
@@ -91,9 +110,14 @@ def fit(config: Config, shards: Shards) -> tuple[Trained, float]:
         steps = int(training.num_epochs * len(batches.rows) / training.batch_size)
     for report in train(state, batches, training, contexts, max_steps=steps, validation=validation):
         nelbo = nelbo if report.validation_nelbo is None else report.validation_nelbo
-    state.average.eval()
-    digest = f"quality/{config.to_yaml()}"
-    return Trained(state.average, contexts, shards.reference, digest, state.step), nelbo
+    cost = {
+        "cpu_seconds_training": round(time.process_time() - before, 1),
+        "validation_nelbo": nelbo,
+        "steps": state.step,
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(root / TRAINING, json.dumps(cost))
+    save_checkpoint(root, state, shards.reference, config_yaml=config.to_yaml(), provenance={})
 
 
 def read_predicted(folder: Path, mode: str, kind: str) -> Mapping[tuple[str, str], Predicted]:

@@ -15,6 +15,7 @@ from sedd.config import Config, from_dict, from_yaml, read_yaml
 from sedd.data.cells import Cells
 from sedd.data.splits import SplitConfig
 from sedd.errors import ConfigError, DataError
+from sedd.inference import InferenceConfig
 from sedd.storage import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,15 +81,19 @@ class Job:
 
     def key(self, data_digest: str) -> str:
         """Hash of all that fixes the prediction: configuration, data, sources."""
-        data = self.config.data
-        vectors = [_maybe_digest(getattr(data, name)) for name in VECTOR_FILES]
+        return self._hash(self.config, data_digest, self.conditions, self.cells_per_condition)
+
+    def training_key(self, data_digest: str) -> str:
+        """Hash of all that fixes the trained model, which jobs may share."""
+        return self._hash(replace(self.config, inference=InferenceConfig()), data_digest)
+
+    def _hash(self, config: Config, data_digest: str, *more: object) -> str:
+        vectors = [_maybe_digest(getattr(config.data, name)) for name in VECTOR_FILES]
         # Files count by what they hold, wherever they lie.
         nowhere = dict.fromkeys(("train_data_path", *VECTOR_FILES))
-        config = replace(self.config, data=replace(data, **nowhere))
-        asked = [config.to_yaml(), self.conditions, self.cells_per_condition, self.only]
-        fixed = [*asked, data_digest, vectors, source_digest()]
-        digest = hashlib.sha256(json.dumps(fixed).encode())
-        return digest.hexdigest()[:16]
+        text = replace(config, data=replace(config.data, **nowhere)).to_yaml()
+        fixed = [text, self.only, data_digest, vectors, source_digest(), *more]
+        return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
 
 
 def read_study(path: Path) -> Study:

@@ -88,15 +88,17 @@ def to_markdown(study: Study, results: Results, *, command: str) -> str:
 
 def _head(study: Study, results: Results, command: str) -> str:
     facts = results.facts
-    minutes = (facts["cpu_seconds_training"] + facts["cpu_seconds_generating"]).sum() / 60
+    trained = facts.drop_duplicates("trained_model")
+    training, generating = trained["cpu_seconds_training"], facts["cpu_seconds_generating"]
+    minutes = (training.sum() + generating.sum()) / 60
     data = ", ".join(sorted(set(facts["data_digest"].str[:12])))
     commits = ", ".join(sorted(set(facts["commit"])))
     genes = ", ".join(sorted({str(len(names)) for names in facts["genes"]}))
     return (
         f"`{command}`. Data {data}; {genes} genes; seeds {sorted(set(facts['seed']))}; "
-        f"{len(facts)} trainings, {minutes:.0f} CPU minutes in all "
-        f"(training {facts['cpu_seconds_training'].median():.0f} s and generating "
-        f"{facts['cpu_seconds_generating'].median():.0f} s in the median, at most "
+        f"{len(trained)} trainings, {minutes:.0f} CPU minutes in all "
+        f"(training {training.median():.0f} s and generating {generating.median():.0f} s in the "
+        f"median, at most "
         f"{facts['peak_rss_mb'].max()} MB). Commit {commits}; {facts['machine'].iloc[0]}."
     )
 

@@ -311,7 +311,7 @@ def test_a_study_is_run_once_and_goes_on_where_it_was_cut_off(run_study, tmp_pat
     assert run_study() == 0
 
     first = capsys.readouterr().out
-    assert "2 trainings, 0 done before" in first
+    assert "2 jobs, 0 done before" in first
     folders = sorted((tmp_path / "work" / "tiny").iterdir())
     assert [re.sub("-[0-9a-f]{16}$", "", f.name) for f in folders] == [
         "full-B_cell-0",
@@ -329,18 +329,39 @@ def test_a_study_is_run_once_and_goes_on_where_it_was_cut_off(run_study, tmp_pat
 
     before = kept_files(tmp_path / "work")
     assert run_study() == 0
-    assert "2 trainings, 2 done before" in capsys.readouterr().out
+    assert "2 jobs, 2 done before" in capsys.readouterr().out
     assert kept_files(tmp_path / "work") == before
 
     lost = folders[0] / "scores.json"
     lost.unlink()
     assert run_study() == 0
-    assert "2 trainings, 1 done before" in capsys.readouterr().out
+    assert "2 jobs, 1 done before" in capsys.readouterr().out
     after = kept_files(tmp_path / "work")
     assert after[lost][1] == before[lost][1]
     assert {path: after[path] for path in after if path != lost} == {
         path: before[path] for path in before if path != lost
     }
+
+
+def test_variants_of_the_inference_alone_share_a_trained_model(run_study, tmp_path):
+    more = "  full: {}\n  short: {inference: {num_steps: 1}}\n  small: {model: {num_heads: 1}}\n"
+    study_file = tmp_path / "study.yaml"
+    study_file.write_text(TINY_STUDY.replace("  full: {}\n", more) + "held_out: [B cell]\n")
+
+    assert run_study() == 0
+
+    facts = {
+        path.parent.name.split("-")[0]: json.loads(path.read_text())
+        for path in (tmp_path / "work" / "tiny").glob("*/facts.json")
+    }
+    assert facts["full"]["trained_model"] == facts["short"]["trained_model"]
+    assert facts["full"]["trained_model"] != facts["small"]["trained_model"]
+    assert len(list((tmp_path / "work" / "trained").iterdir())) == 2
+    cells = {
+        path.parent.name.split("-")[0]: path.read_bytes()
+        for path in (tmp_path / "work" / "tiny").glob("*/population.npz")
+    }
+    assert cells["full"] != cells["short"]
 
 
 @pytest.fixture
@@ -350,7 +371,7 @@ def predicted(tmp_path) -> Path:
     study_of_all_genes = TINY_STUDY.replace("num_genes: 20", "num_genes: 40")
     (tmp_path / "study.yaml").write_text(study_of_all_genes)
     (job, *_) = plan(read_study(tmp_path / "study.yaml"), tiny_cells(), tmp_path)
-    quality_job.predict(job, tmp_path / "job")
+    quality_job.predict(job, tmp_path / "job", tmp_path / "trained")
     return tmp_path / "job"
 
 

@@ -151,7 +151,7 @@ def test_the_conversion_is_made_once_for_the_same_rows_and_anew_for_others(plann
 
 def test_an_unseen_perturbation_is_scored_beside_ridge_on_the_vectors(planned, tmp_path):
     job = with_readable_vectors(planned, tiny_cells(), tmp_path / "vectors")
-    quality_job.predict(job, tmp_path / "job")
+    quality_job.predict(job, tmp_path / "job", tmp_path / "trained")
 
     score_job(tmp_path / "job", baselines=True)
 
