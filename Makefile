@@ -15,7 +15,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 
 # Labels may hold spaces, quotes and signs: they reach the recipes as environment variables and
 # are quoted there, never pasted into the command.
-export DATA GENE CELL_TYPE_COL CONTROL HOLD_OUT EXPERIMENT_DIR
+export DATA GENE CELL_TYPE_COL BATCH_COL CONTROL HOLD_OUT EXPERIMENT_DIR
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,7 @@ demo: $(STAMP)
 	[[ -z $${DATA:-} ]] || arguments+=(-P "train_data_path=$$DATA"); \
 	[[ -z $${GENE:-} ]] || arguments+=(-P "gene=$$GENE"); \
 	[[ -z $${CELL_TYPE_COL:-} ]] || arguments+=(-P "cell_type_col=$$CELL_TYPE_COL"); \
+	[[ -z $${BATCH_COL:-} ]] || arguments+=(-P "batch_col=$$BATCH_COL"); \
 	[[ -z $${CONTROL:-} ]] || arguments+=(-P "control_name=$$CONTROL"); \
 	[[ -z $${HOLD_OUT:-} ]] || arguments+=(-P "hold_out=$$HOLD_OUT"); \
 	[[ -z $${EXPERIMENT_DIR:-} ]] || arguments+=(-P "experiment_dir=$$EXPERIMENT_DIR"); \

@@ -80,6 +80,7 @@ def load_cells(config: Config) -> Cells:
         data.train_data_path,
         perturbation_col=data.gene,
         cell_type_col=data.cell_type_col,
+        batch_col=data.batch_col,
         control_name=data.control_name,
         layer=data.layer,
         depth_col=data.depth_col,

@@ -24,15 +24,14 @@ from sedd.errors import OutputExistsError, UsageError
 from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from sedd.data.reference import Reference
     from sedd.data.vocabulary import Vocabulary
-    from sedd.generation import GeneratedCells, Unit
+    from sedd.generation import Unit
 
 DESCRIPTION = "Generate perturbed cells, as raw counts, for each cell type of an experiment."
 CELLS = "generated_cells.h5ad"
 RECORD = "generation_config.json"
+FIXED = ("num_genes", "batch_col")
+"""Values of the section `data` that generation refuses to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,44 +111,6 @@ def find_source(config: Config) -> Source:
     return Source(checkpoint=checkpoint, model=config.model, digest=trained.digest)
 
 
-def to_anndata(
-    reference: "Reference", cells: Sequence["GeneratedCells"], provenance: dict[str, Any]
-) -> "AnnData":
-    """Generated cells as AnnData: whole counts, labels, the depth each was drawn for.
-
-    Counterfactual cells also name the real control cell they are the twin of (`control_cell`) and
-    say how far they moved from it (`effect_size`, in log1p of counts per 10,000).
-    """
-    import anndata
-    import numpy as np
-    import pandas as pd
-    from scipy import sparse
-
-    from sedd.generation import control_names, effect_size
-
-    labels = [
-        (unit.perturbation, unit.cell_type, f"{unit.shard}-{index}")
-        for unit in (part.unit for part in cells)
-        for index in range(unit.num_cells)
-    ]
-    obs = pd.DataFrame(
-        {
-            "perturbation": pd.Categorical([perturbation for perturbation, _, _ in labels]),
-            "cell_type": pd.Categorical([cell_type for _, cell_type, _ in labels]),
-            "depth": np.concatenate([part.depth for part in cells]),
-            "control_row": np.concatenate([part.control_row for part in cells]),
-            "generated": True,
-        },
-        index=[f"{perturbation}-{cell_type}-{name}" for perturbation, cell_type, name in labels],
-    )
-    if provenance["mode"] == "counterfactual":
-        obs["control_cell"] = np.concatenate([control_names(reference, part) for part in cells])
-        obs["effect_size"] = np.concatenate([effect_size(reference, part) for part in cells])
-    values = sparse.vstack([sparse.csr_matrix(part.values) for part in cells], format="csr")
-    var = pd.DataFrame(index=pd.Index(reference.vocabulary.genes))
-    return anndata.AnnData(values, obs=obs, var=var, uns={"sedd": provenance})
-
-
 def _assemble(
     config: Config,
     source: Source,
@@ -160,6 +121,7 @@ def _assemble(
 ) -> None:
     import anndata
 
+    from pipelines.cell_table import as_anndata, controls_as_anndata
     from sedd.data.reference import Reference
     from sedd.storage import write_text
 
@@ -167,9 +129,9 @@ def _assemble(
     record = _record(config, source, units, output)
     cells = [read_part(parts, unit, source, config.inference) for unit in units]
     provenance = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    data = to_anndata(reference, cells, provenance)
+    data = as_anndata(reference, cells, provenance)
     if output.include_controls:
-        controls = _controls(reference, units[0].cell_type, provenance)
+        controls = controls_as_anndata(reference, units[0].cell_type, provenance)
         data = anndata.concat([data, controls], uns_merge="first")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CELLS}.tmp"
@@ -177,18 +139,6 @@ def _assemble(
     (folder / RECORD).unlink(missing_ok=True)  # a record never stands beside other cells
     temporary.replace(folder / CELLS)
     write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
-
-
-def _controls(reference: "Reference", cell_type: str, provenance: dict[str, Any]) -> "AnnData":
-    from sedd.generation import GeneratedCells, Unit
-
-    (number,) = reference.vocabulary.cell_type_ids([cell_type])
-    real = reference.control_cells.of_type(int(number))
-    unit = Unit(cell_type, reference.vocabulary.control_name, 0, len(real.row))
-    part = GeneratedCells(unit, real.values, real.depth, real.row)
-    data = to_anndata(reference, [part], provenance)
-    data.obs["generated"] = False
-    return data
 
 
 def _record(
@@ -218,6 +168,7 @@ def _record(
         "include_controls": output.include_controls,
         "cells_per_perturbation": counts,
         "complete": True,
+        **({} if config.data.batch_col is None else {"batch_col": config.data.batch_col}),
     }
 
 
@@ -258,7 +209,8 @@ def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         "cell_type" in said.flags or os.environ.get("CELL_TYPE")
     ) and "cell_types" not in said.flags:
         config = replace(config, inference=replace(config.inference, cell_types=()))
-    if config.model != trained.model or config.data.num_genes != trained.data.num_genes:
+    changed = [name for name in FIXED if getattr(config.data, name) != getattr(trained.data, name)]
+    if config.model != trained.model or changed:
         message = (
             "The model cannot be changed after training: leave the sections model and data to "
             f"{asked.experiment_dir}/config.yaml."

@@ -27,6 +27,7 @@ def build_denoiser(config: ModelConfig, reference: Reference, *, seed: int = 0) 
         num_bins=tokenizer.num_bins,
         num_perturbations=len(reference.vocabulary.perturbations),
         num_cell_types=len(reference.vocabulary.cell_types),
+        num_batches=len(reference.vocabulary.batches),
     )
     parts = reference.vocabulary.parts()
     initial = Initial(
@@ -65,12 +66,12 @@ def token_batches(shards: Shards, config: TrainingConfig) -> "TokenBatches":
     order = BatchOrder(shards.condition[rows], config.batch_size, config.seed, config.balance)
     log_depth = np.log(shards.depth).astype(np.float32)
     return TokenBatches(
-        shards.tokens, shards.perturbation, shards.cell_type, log_depth, order, rows
+        shards.tokens, shards.perturbation, shards.cell_type, shards.batch, log_depth, order, rows
     )
 
 
 def labelled_batch(reference: Reference, cells: Cells) -> Batch:
-    """Any labelled cells over the model's genes as a batch."""
+    """Any labelled cells over the model's genes; of batches it does not know it is told none."""
     values = cells.select(None, reference.vocabulary.genes).expression.toarray()
     cell_type = torch.from_numpy(reference.vocabulary.cell_type_ids(cells.cell_type))
     return Batch(
@@ -82,6 +83,7 @@ def labelled_batch(reference: Reference, cells: Cells) -> Batch:
             cell_type=cell_type,
             label=cell_type,
             log_depth=torch.from_numpy(np.log(cells.depth).astype(np.float32)),
+            batch=torch.from_numpy(reference.vocabulary.batch_ids(cells.batch_labels())),
         ),
     )
 
@@ -104,6 +106,7 @@ class TokenBatches:
     tokens: UInt8[np.ndarray, "cells genes"]
     perturbation: Int[np.ndarray, " cells"]
     cell_type: Int[np.ndarray, " cells"]
+    batch: Int[np.ndarray, " cells"]
     log_depth: np.ndarray
     order: BatchOrder
     rows: Int[np.ndarray, " training"]
@@ -123,6 +126,7 @@ class TokenBatches:
                 cell_type=cell_type,
                 label=cell_type,
                 log_depth=torch.from_numpy(self.log_depth[rows].astype(np.float32)),
+                batch=torch.from_numpy(self.batch[rows]),
             ),
         )
 

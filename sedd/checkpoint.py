@@ -1,7 +1,7 @@
 """A checkpoint is one folder that explains itself.
 
     config.yaml            the resolved configuration
-    vocabulary.json        genes, perturbations, cell types, in order
+    vocabulary.json        genes, perturbations, cell types, batches, in order
     reference.safetensors  bins, control statistics, control cells, effects
     model.safetensors      weights
     average.safetensors    their exponential moving average: what generates
@@ -286,7 +286,7 @@ def verified_counters(folder: Path, model: ModelConfig) -> dict[str, Any]:
 def _shape(model: ModelConfig) -> dict[str, Any]:
     """Every switch that the weights depend on."""
     content = asdict(model)
-    del content["size"], content["dropout"]
+    del content["size"], content["dropout"], content["batch_dropout"]
     sizes = {"hidden_dim": model.width, "num_layers": model.layers, "num_heads": model.heads}
     return content | sizes
 

@@ -18,6 +18,7 @@ FLAGS = (
     Flag("train_data_path", "data.train_data_path", "h5ad to learn from", "TRAIN_DATA_PATH"),
     Flag("gene", "data.gene", "obs column of the perturbation"),
     Flag("cell_type_col", "data.cell_type_col", "obs column of the cell type", "CELL_TYPE_COL"),
+    Flag("batch_col", "data.batch_col", "obs column of the batch (donor, plate)"),
     Flag("control_name", "data.control_name", "label of unperturbed cells"),
     Flag("num_genes", "data.num_genes", "most variable genes to model, or 'all'"),
     Flag(

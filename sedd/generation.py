@@ -55,7 +55,7 @@ class GeneratedCells:
     values: Num[np.ndarray, "cells genes"]
     depth: Float[np.ndarray, " cells"]
     control_row: Int[np.ndarray, " cells"]
-    """Row, in the training file, of the control cell each cell took its depth (and, in
+    """Row, in the training file, of the control cell each cell took its depth, its batch (and, in
     counterfactual mode, its quantiles) from."""
 
     def log1p_cp10k(self) -> Float32[np.ndarray, "cells genes"]:
@@ -66,6 +66,16 @@ class GeneratedCells:
 def control_names(reference: Reference, cells: GeneratedCells) -> Shaped[np.ndarray, " cells"]:
     """Name, in the training file, of the control cell each counterfactual cell is the twin of."""
     return reference.control_names[reference.control_cells.positions(cells.control_row)]
+
+
+def batch_labels(reference: Reference, cells: GeneratedCells) -> Shaped[np.ndarray, " cells"]:
+    """Batch of each cell: that of the control cell it started from.
+
+    Only for models that were told batches (`Vocabulary.batches`).
+    """
+    at = reference.control_cells.positions(cells.control_row)
+    names = np.array(reference.vocabulary.batches, dtype=object)
+    return names[reference.control_cells.batch[at]]
 
 
 def effect_size(reference: Reference, cells: GeneratedCells) -> Float[np.ndarray, " cells"]:
@@ -172,12 +182,7 @@ def _start_from(controls: ControlCells, unit: Unit, config: InferenceConfig) -> 
     rounds, within = np.divmod(positions, len(controls.row))
     orders = [rng.permutation(len(controls.row)) for _ in range(int(rounds.max(initial=0)) + 1)]
     chosen = np.array([orders[r][w] for r, w in zip(rounds, within, strict=True)], np.int64)
-    return ControlCells(
-        controls.cell_type[chosen],
-        controls.row[chosen],
-        controls.depth[chosen],
-        controls.values[chosen],
-    )
+    return controls.select(chosen)
 
 
 def _sample(
@@ -190,6 +195,7 @@ def _sample(
         cell_type=torch.from_numpy(controls.cell_type).to(device),
         label=torch.from_numpy(controls.cell_type).to(device),
         log_depth=torch.from_numpy(np.log(controls.depth).astype(np.float32)).to(device),
+        batch=torch.from_numpy(controls.batch).to(device),
     )
     perturbed = perturbed_law(trained, asked, config)
     unperturbed = Law(denoiser, asked.as_control(), trained.contexts.to(device))

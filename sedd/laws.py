@@ -137,7 +137,7 @@ def _anchor(
     cell_type, perturbation = int(condition.cell_type[0]), int(condition.perturbation[0])
     depth = trained.reference.control_cells.of_type(cell_type).depth
     level = log1p_of_bins(trained.reference.tokenizer, depth)
-    typical = _typical_cells(depth, condition)
+    typical = _typical_cells(depth, condition, trained.denoiser.sizes.num_batches)
     control = _marginal(_control_law(trained, typical))
     perturbed = _marginal(_corrected(trained, typical, config))
     of_network = (1 - config.effect_anchor) * ((perturbed - control) @ level)
@@ -161,14 +161,20 @@ def _expected_shift(
     return (tilted / tilted.sum(-1, keepdims=True) - prior) @ level
 
 
-def _typical_cells(depth: Float[np.ndarray, " cells"], condition: Condition) -> Condition:
-    """The condition at `NUM_DEPTHS` quantiles of the depths."""
+def _typical_cells(
+    depth: Float[np.ndarray, " cells"], condition: Condition, num_batches: int
+) -> Condition:
+    """The condition at `NUM_DEPTHS` quantiles of the depths, in no told batch.
+
+    What they measure is a difference of laws, from which the batch falls out to first order.
+    """
     quantiles = np.quantile(np.log(depth), (np.arange(NUM_DEPTHS) + 0.5) / NUM_DEPTHS)
     return Condition(
         perturbation=condition.perturbation[:1].expand(NUM_DEPTHS),
         cell_type=condition.cell_type[:1].expand(NUM_DEPTHS),
         label=condition.label[:1].expand(NUM_DEPTHS),
         log_depth=torch.from_numpy(quantiles.astype(np.float32)).to(condition.log_depth.device),
+        batch=torch.full_like(condition.batch[:1], num_batches).expand(NUM_DEPTHS),
     )
 
 

@@ -50,6 +50,7 @@ def prepare(
         cell_types=cells.cell_type,
         control_name=config.control_name,
         separator=config.combination_separator,
+        batches=() if cells.batch is None else cells.batch[split.train],
     )
     _require_meaning(vocabulary, cells, split, config)
     row = np.sort(np.concatenate([split.train, split.validation]))
@@ -72,6 +73,7 @@ def prepare(
         kept.depth,
         validation,
         row,
+        vocabulary.batch_ids(kept.batch_labels()),
     )
 
 
@@ -163,6 +165,7 @@ class _TrainingCells:
                 self.row[chosen],
                 self.cells.depth[chosen],
                 values[chosen],
+                self.vocabulary.batch_ids(self.cells.select(chosen).batch_labels()),
             ),
             self._effects(controls, law, vectors),
             self._scales(tokens),

@@ -191,7 +191,7 @@ def _noised(
     state: TrainingState,
     workers: Workers,
 ) -> tuple[Int[Tensor, "batch genes"], Batch]:
-    """Mask the global batch by (seed, step), hide type labels, and take this worker's share."""
+    """Mask the global batch by (seed, step), hide labels, and take this worker's share."""
     device = state.denoiser.basis.device
     generator = Generator(device).manual_seed(_mix(config.seed, state.step))
     torch.manual_seed(_mix(config.seed, state.step, workers.rank))  # dropout
@@ -207,15 +207,18 @@ def _noised(
 
 
 def _hide(condition: Condition, denoiser: Denoiser, generator: Generator) -> Condition:
-    """Do not tell the model some of the cell-type labels and perturbations."""
+    """Do not tell the model some of the cell-type labels, perturbations and batches."""
     config, sizes = denoiser.config, denoiser.sizes
     shape, device = condition.label.shape, condition.label.device
     hidden = torch.rand(shape, generator=generator, device=device) < config.cell_type_label_dropout
     condition = condition.with_hidden_labels(hidden, sizes.num_cell_types)
-    if config.condition_dropout == 0:
-        return condition
-    hidden = torch.rand(shape, generator=generator, device=device) < config.condition_dropout
-    return condition.with_hidden_perturbations(hidden, sizes.num_perturbations)
+    if config.condition_dropout > 0:
+        hidden = torch.rand(shape, generator=generator, device=device) < config.condition_dropout
+        condition = condition.with_hidden_perturbations(hidden, sizes.num_perturbations)
+    if sizes.num_batches:
+        hidden = torch.rand(shape, generator=generator, device=device) < config.batch_dropout
+        condition = condition.with_hidden_batches(hidden, sizes.num_batches)
+    return condition
 
 
 def _out_of_patience(state: TrainingState, config: TrainingConfig) -> bool:

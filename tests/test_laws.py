@@ -47,7 +47,8 @@ def trained(*, condition_dropout: float = 0.0, reliability: float = 1.0) -> Trai
 def asked(perturbation: int = RAISE, num_cells: int = 6) -> Condition:
     number = torch.full((num_cells,), B_CELL)
     depth = torch.linspace(4.0, 5.0, num_cells)
-    return Condition(torch.full_like(number, perturbation), number, number, depth)
+    not_told = torch.zeros_like(number)
+    return Condition(torch.full_like(number, perturbation), number, number, depth, not_told)
 
 
 def noised(num_cells: int = 6) -> Tensor:

@@ -1,13 +1,14 @@
 """Tiny worlds whose answers are known by construction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from sedd.data.cells import Cells, Source, content_digest
+from sedd.data.cells import Cells, Source
+from sedd.data.digest import content_digest
 
 
 def two_genes_two_bins() -> Tensor:
@@ -206,6 +207,25 @@ def _poisson_cells(
         cell_type=np.array(cell_types, dtype=object)[row],
         perturbation=np.array(perturbations, dtype=object)[row],
     )
+
+
+def two_donors() -> Cells:
+    """480 cells, 60 of each of 2 types under control and "drug" from each of 2 donors; 30 genes.
+
+    Counts are independent Poisson. GENE000 to GENE004 have mean 8 in "donor 1" and 2 in "donor 2",
+    GENE005 to GENE009 the reverse, so that depth tells nothing of the donor. GENE010 to GENE014
+    have mean 2 and are 8 under the drug, all others have mean 4, in both types.
+    """
+    kinds = [(t, p, d) for t in ("B cell", "T cell") for p in ("control", "drug") for d in "12"]
+    means = np.full((8, 30), 4.0)
+    for row, (_, perturbation, donor) in zip(means, kinds, strict=True):
+        row[:5], row[5:10] = (8.0, 2.0) if donor == "1" else (2.0, 8.0)
+        row[10:15] = 8.0 if perturbation == "drug" else 2.0
+    rng = np.random.default_rng(5)
+    order = rng.permutation(np.repeat(np.arange(8), 60))
+    cell_type, perturbation, donor = np.array(kinds, dtype=object)[order].T
+    cells = cells_of(rng.poisson(means[order]), cell_type=cell_type, perturbation=perturbation)
+    return replace(cells, batch=np.array([f"donor {number}" for number in donor], dtype=object))
 
 
 def cells_of(counts: np.ndarray, *, cell_type: np.ndarray, perturbation: np.ndarray) -> Cells:

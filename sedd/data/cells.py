@@ -5,18 +5,19 @@ came, what was wanted and how to fix it. The file is checked before its matrix i
 `hdf5`, `columns`, `matrix`), because anndata and scipy trust what a file declares.
 """
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Integer, Shaped
 from scipy import sparse
 
-from sedd.data.columns import Table, read_depth, read_labels
+from sedd.data.columns import Table, read_depth, read_gene_names, read_labels, repeated
+from sedd.data.digest import content_digest
 from sedd.data.hdf5 import listing, open_h5ad, suggestion
 from sedd.data.matrix import InputKind, Kind, find_matrix, layer_names, read_expression
 from sedd.errors import DataError, StorageError
@@ -50,6 +51,8 @@ class Cells:
     kind: Kind
     names: Shaped[np.ndarray, " cells"]
     source: Source
+    batch: Shaped[np.ndarray, " cells"] | None = None
+    """Batch (donor, plate) of each cell as an object array of str, or None if no column says."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,12 +75,17 @@ class Cells:
                 cell_type=cells.cell_type[rows],
                 depth=cells.depth[rows],
                 names=cells.names[rows],
+                batch=None if cells.batch is None else cells.batch[rows],
             )
         if genes is not None:
             expression = cells.expression[:, self._gene_positions(genes)]
             expression.sort_indices()
             cells = replace(cells, expression=expression, genes=tuple(genes))
         return cells
+
+    def batch_labels(self) -> Shaped[np.ndarray, " cells"]:
+        """Batch of each cell; None for every cell if no column says."""
+        return np.full(len(self), None) if self.batch is None else self.batch
 
     def log1p_cp10k(self) -> Float32[np.ndarray, "cells genes"]:
         """Dense log1p of counts per 10,000 of the cell's depth; log1p cells as they are."""
@@ -99,7 +107,7 @@ class Cells:
             )
             raise DataError(message)
         if len(set(genes)) != len(genes):
-            message = f"Genes named twice: {listing(_repeated(genes), limit=5)}. Name each once."
+            message = f"Genes named twice: {listing(repeated(genes), limit=5)}. Name each once."
             raise DataError(message)
         return np.array([position[gene] for gene in genes], dtype=np.int64)
 
@@ -114,6 +122,7 @@ class Request:
     layer: str | None = None
     depth_col: str | None = None
     kind: InputKind = "auto"
+    batch_col: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +143,7 @@ def read_cells(  # noqa: PLR0913  (one argument per name in the section `data` o
     layer: str | None = None,
     depth_col: str | None = None,
     kind: InputKind = "auto",
+    batch_col: str | None = None,
     drop_empty_cells: bool = False,
 ) -> Cells:
     """Validated cells of an h5ad; `DataError` on anything the model could not learn from.
@@ -146,10 +156,13 @@ def read_cells(  # noqa: PLR0913  (one argument per name in the section `data` o
         layer: layer to read in place of `X`.
         depth_col: numeric column with the total counts of each cell, for files cut to few genes.
         kind: what the matrix holds; "auto" finds out, a named kind must be what is found.
+        batch_col: column of `obs` with the batch (donor, plate) of each cell.
         drop_empty_cells: leave out cells without a single count, which have no depth to condition
             on. By default they are an error, since rows should not vanish unasked.
     """
-    request = Request(perturbation_col, cell_type_col, control_name, layer, depth_col, kind)
+    request = Request(
+        perturbation_col, cell_type_col, control_name, layer, depth_col, kind, batch_col
+    )
     cells = read_contents(Path(path), request).cells
     empty = np.flatnonzero(cells.depth <= 0)
     if not empty.size:
@@ -175,29 +188,26 @@ def read_contents(path: Path, request: Request) -> Contents:
                 f"perturbed cell and a gene are needed. Check the filter that wrote the file."
             )
             raise DataError(message)
-        if request.perturbation_col == request.cell_type_col:
-            message = (
-                f"Column {request.cell_type_col!r} is named both as perturbation (--gene) and as "
-                f"cell type (--cell_type_col). Name two columns: {listing(obs.columns, limit=30)}."
-            )
-            raise DataError(message)
+        _require_different_columns(obs, request)
         perturbation = read_labels(obs, request.perturbation_col, flag="--gene")
         cell_type = read_labels(obs, request.cell_type_col, flag="--cell_type_col")
+        batch = None
+        if request.batch_col is not None:
+            batch = read_labels(obs, request.batch_col, flag="--batch_col")
         _require_control(perturbation, request, path)
         depth = read_depth(obs, request.depth_col) if request.depth_col is not None else None
-        genes = _gene_names(var)
+        genes = read_gene_names(var)
         matrix = find_matrix(file, path, request.layer, genes=genes, num_cells=len(obs))
         expression, kind = read_expression(matrix, request.kind)
         depth = _totals(expression, kind) if depth is None else depth
         names = obs.row_names()
-        cells = Cells(
-            expression, genes, perturbation, cell_type, depth, kind, names, Source(str(path), "")
-        )
+        source = Source(str(path), "")
+        cells = Cells(expression, genes, perturbation, cell_type, depth, kind, names, source, batch)
         return Contents(_with_digest(cells, str(path)), obs.columns, layer_names(file))
 
 
 def write_h5ad(cells: Cells, path: str | Path) -> None:
-    """Writes cells as `read_cells` reads them: X, `obs` perturbation, cell_type and depth.
+    """Writes cells as `read_cells` reads them: X, `obs` perturbation, cell_type, depth, batch.
 
     The file appears under its name only when it is complete, so a crash leaves an older one whole.
     """
@@ -210,6 +220,8 @@ def write_h5ad(cells: Cells, path: str | Path) -> None:
         "cell_type": pandas.Categorical(cells.cell_type),
         "depth": cells.depth,
     }
+    if cells.batch is not None:
+        columns["batch"] = pandas.Categorical(cells.batch)
     obs = pandas.DataFrame(columns, index=pandas.Index(cells.names, dtype=object))
     var = pandas.DataFrame(index=pandas.Index(cells.genes, dtype=object))
     adata = anndata.AnnData(X=sparse.csr_matrix(cells.expression), obs=obs, var=var)
@@ -228,34 +240,27 @@ def write_h5ad(cells: Cells, path: str | Path) -> None:
         raise StorageError(message) from error
 
 
-def content_digest(
-    expression: sparse.csr_array,
-    genes: Iterable[str],
-    labels: Iterable[Shaped[np.ndarray, " cells"]],
-    depth: Float[np.ndarray, " cells"],
-) -> str:
-    """sha256 of what a model learns from: values, gene names, label columns and depths.
-
-    The matrix must be canonical CSR; then path, compression and storage layout leave no trace.
-    """
-    digest = hashlib.sha256()
-    value_type = "<i4" if expression.dtype.kind == "i" else "<f4"
-    digest.update(f"{value_type} {expression.shape}".encode())
-    digest.update(expression.indptr.astype("<i8").tobytes())
-    digest.update(expression.indices.astype("<i4").tobytes())
-    digest.update(expression.data.astype(value_type).tobytes())
-    digest.update(depth.astype("<f8").tobytes())
-    for words in (genes, *labels):
-        encoded = [word.encode() for word in words]
-        digest.update(np.array([len(word) for word in encoded], dtype="<i8").tobytes())
-        digest.update(b"".join(encoded))
-    return digest.hexdigest()
-
-
 def _with_digest(cells: Cells, path: str) -> Cells:
-    labels = (cells.perturbation, cells.cell_type)
+    labels = [cells.perturbation, cells.cell_type]
+    if cells.batch is not None:
+        labels.append(cells.batch)
     digest = content_digest(cells.expression, cells.genes, labels, cells.depth)
     return replace(cells, source=Source(path, digest))
+
+
+def _require_different_columns(obs: Table, request: Request) -> None:
+    named = {
+        "perturbation (--gene)": request.perturbation_col,
+        "cell type (--cell_type_col)": request.cell_type_col,
+        "batch (--batch_col)": request.batch_col,
+    }
+    for (one, name), (other, again) in combinations(named.items(), 2):
+        if name == again:
+            message = (
+                f"Column {name!r} is named both as {one} and as {other}. "
+                f"Name two columns: {listing(obs.columns, limit=30)}."
+            )
+            raise DataError(message)
 
 
 def _require_control(
@@ -270,24 +275,6 @@ def _require_control(
             f"Name the label of unperturbed cells with --control_name."
         )
         raise DataError(message)
-
-
-def _gene_names(var: Table) -> tuple[str, ...]:
-    genes = tuple(var.row_names())
-    if len(set(genes)) != len(genes):
-        twice = _repeated(genes)
-        message = (
-            f"{var.path}: {len(twice)} gene names occur more than once: {listing(twice, limit=5)}. "
-            f"Make them unique with adata.var_names_make_unique(), or add their counts up."
-        )
-        raise DataError(message)
-    return genes
-
-
-def _repeated(names: Iterable[str]) -> list[str]:
-    seen: set[str] = set()
-    twice = {name: None for name in names if name in seen or seen.add(name)}
-    return list(twice)
 
 
 def _totals(expression: sparse.csr_array, kind: Kind) -> Float[np.ndarray, " cells"]:

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+GENERATED_COLUMNS = (
+    "perturbation", "cell_type", "depth", "control_row", "generated", "control_cell", "effect_size",
+)  # fmt: skip
+"""obs columns of generated cells that have a meaning of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -16,6 +21,8 @@ class DataConfig:
     """obs column of the perturbation (the knocked-out gene, the drug)."""
     cell_type_col: str = "cell_type"
     """obs column of the cell type."""
+    batch_col: str | None = None
+    """obs column of the batch (donor, plate); null tells the model none."""
     control_name: str = "control"
     """Label of unperturbed cells in the perturbation column."""
     num_genes: int | Literal["all"] = 2000
@@ -52,5 +59,10 @@ class DataConfig:
                 problems.append(f"data.{name} is {value}, wanted at least 1.")
         if not self.bin_ratio > 1:
             problems.append(f"data.bin_ratio is {self.bin_ratio}, wanted more than 1.")
+        if self.batch_col in GENERATED_COLUMNS:
+            problems.append(
+                f"data.batch_col is {self.batch_col!r}, which generated cells have already. "
+                "Copy the column to another name, e.g. 'batch'."
+            )
         if problems:
             raise ValueError("\n  ".join(problems))

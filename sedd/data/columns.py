@@ -5,6 +5,7 @@ categories in a side group; before that a table was one compound dataset and the
 in `uns`. Public files of all three kinds are in use, pertpy's Kang 2018 among the oldest.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,6 +150,26 @@ def read_depth(table: Table, name: str) -> Float[np.ndarray, " rows"]:
         )
         raise DataError(message)
     return depth
+
+
+def read_gene_names(var: Table) -> tuple[str, ...]:
+    """Row names of `var`, each there once."""
+    genes = tuple(var.row_names())
+    if len(set(genes)) != len(genes):
+        twice = repeated(genes)
+        message = (
+            f"{var.path}: {len(twice)} gene names occur more than once: {listing(twice, limit=5)}. "
+            f"Make them unique with adata.var_names_make_unique(), or add their counts up."
+        )
+        raise DataError(message)
+    return genes
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once, in the order in which they come again."""
+    seen: set[str] = set()
+    twice = {name: None for name in names if name in seen or seen.add(name)}
+    return list(twice)
 
 
 def as_text(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:

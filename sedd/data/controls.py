@@ -5,7 +5,7 @@ over token bins. Some control cells are kept as they are, because a counterfactu
 perturbed twin of a real one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt8
@@ -56,12 +56,22 @@ class ControlCells:
     """Real control cells of each type to start counterfactual sampling from.
 
     Rows are ordered by cell type; `values` are raw counts, or log1p for models of log1p data.
+    `batch` is the number of each cell's batch, the number of batches where it has none.
     """
 
     cell_type: Int[np.ndarray, " cells"]
     row: Int[np.ndarray, " cells"]
     depth: Float[np.ndarray, " cells"]
     values: Num[np.ndarray, "cells genes"]
+    batch: Int[np.ndarray, " cells"]
+
+    def select(
+        self, chosen: Int[np.ndarray, " chosen"] | Bool[np.ndarray, " cells"]
+    ) -> "ControlCells":
+        """The cells of an index array or mask, in the order given."""
+        return ControlCells(
+            **{field.name: getattr(self, field.name)[chosen] for field in fields(self)}
+        )
 
     def of_type(self, cell_type: int) -> "ControlCells":
         """The control cells of one type; DataError if there is none."""
@@ -71,9 +81,7 @@ class ControlCells:
                 f"There is no control cell of cell type number {cell_type} to start from. "
                 "Add control cells of that type to the training data."
             )
-        return ControlCells(
-            self.cell_type[chosen], self.row[chosen], self.depth[chosen], self.values[chosen]
-        )
+        return self.select(chosen)
 
     def positions(self, row: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
         """Where the cells of these rows of the training file stand; ValueError if one does not."""

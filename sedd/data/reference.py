@@ -57,6 +57,8 @@ class Reference:
             if part.name in ("controls", "control_cells", "effects", "scales")
             for field in fields(getattr(self, part.name))
         }
+        if not self.vocabulary.batches:
+            del tensors["control_cells.batch"]
         tensors["tokenizer.edges"] = self.tokenizer.edges
         tensors["tokenizer.means"] = self.tokenizer.means
         tensors["control_names"] = _as_bytes(self.control_names)
@@ -89,7 +91,7 @@ class Reference:
             vocabulary=Vocabulary.from_json(text),
             tokenizer=Tokenizer(kind, tensors["tokenizer.edges"], tensors["tokenizer.means"]),
             controls=ControlStatistics(**_part(tensors, "controls")),
-            control_cells=ControlCells(**_part(tensors, "control_cells")),
+            control_cells=_control_cells(_part(tensors, "control_cells")),
             effects=PerturbationEffects(**_part(tensors, "effects")),
             scales=Scales(**_part(tensors, "scales")),
             control_names=_as_names(tensors["control_names"]),
@@ -124,6 +126,11 @@ def measure_scales(
         components.astype(np.float32),
         np.array([log_depth.mean(), max(log_depth.std(), 1e-3)], np.float32),
     )
+
+
+def _control_cells(part: Mapping[str, np.ndarray]) -> ControlCells:
+    """Control cells as they were written; without batches, all have the number 0, "not told"."""
+    return ControlCells(**{"batch": np.zeros(len(part["row"]), np.int64), **part})
 
 
 def _as_bytes(names: Shaped[np.ndarray, " names"]) -> UInt8[np.ndarray, " bytes"]:

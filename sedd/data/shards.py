@@ -41,6 +41,7 @@ class Shards:
         depth: Library size.
         validation: Cells kept back to choose the best step.
         row: Row of each cell in the input file.
+        batch: Number of each cell's batch; the number of batches where it is not told.
     """
 
     reference: Reference
@@ -50,6 +51,7 @@ class Shards:
     depth: Float[np.ndarray, " cells"]
     validation: Bool[np.ndarray, " cells"]
     row: Int[np.ndarray, " cells"]
+    batch: Int[np.ndarray, " cells"]
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -64,7 +66,8 @@ class Shards:
         """Write the shard folder in one step."""
         with whole_folder(folder) as temporary:
             np.ascontiguousarray(self.tokens).tofile(temporary / "tokens.u8")
-            columns = {name: getattr(self, name) for name in ROW_COLUMNS}
+            names = (*ROW_COLUMNS, "batch") if self.reference.vocabulary.batches else ROW_COLUMNS
+            columns = {name: getattr(self, name) for name in names}
             pq.write_table(pa.table(columns), temporary / "rows.parquet")
             self.reference.save(temporary)
 
@@ -79,11 +82,14 @@ class Shards:
             tokens = np.memmap(folder / "tokens.u8", np.uint8, mode="r", shape=shape)
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             raise StorageError(f"{folder} cannot be read: {error}.") from error
-        columns = {name: table[name].to_numpy(zero_copy_only=False) for name in ROW_COLUMNS}
+        columns = {"batch": np.zeros(len(tokens), np.int64)}
+        for name in table.column_names:
+            columns[name] = table[name].to_numpy(zero_copy_only=False)
         return cls(reference, np.asarray(tokens), **columns)
 
 
 ROW_COLUMNS = ("perturbation", "cell_type", "depth", "validation", "row")
+"""Columns of `rows.parquet`; `batch` is one more where batches are told."""
 
 
 def fingerprint(*, data_digest: str, split_digest: str, settings: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from sedd.data.cells import Contents, Request, read_contents
+from sedd.data.cells import Cells, Contents, Request, read_contents
 from sedd.data.hdf5 import listing
 from sedd.data.matrix import InputKind, Kind
 
@@ -74,7 +74,7 @@ class Survey:
         return json.dumps(asdict(self), indent=2)
 
 
-def survey(
+def survey(  # noqa: PLR0913  (one argument per name in the section `data` of a config)
     path: str | Path,
     *,
     perturbation_col: str,
@@ -83,13 +83,16 @@ def survey(
     layer: str | None = None,
     depth_col: str | None = None,
     kind: InputKind = "auto",
+    batch_col: str | None = None,
 ) -> Survey:
     """The facts of a valid file, and warnings of what merely surprises.
 
     What `read_cells` refuses is a `DataError` here too, except cells without counts: those are
     counted and become a warning.
     """
-    request = Request(perturbation_col, cell_type_col, control_name, layer, depth_col, kind)
+    request = Request(
+        perturbation_col, cell_type_col, control_name, layer, depth_col, kind, batch_col
+    )
     contents = read_contents(Path(path), request)
     cells = contents.cells
     cell_types = _by_size(cells.cell_type)
@@ -122,6 +125,7 @@ def _warnings(facts: Survey, contents: Contents, request: Request) -> Iterable[s
     cells = contents.cells
     yield from _label_warnings(facts)
     yield from _table_warnings(facts)
+    yield from _batch_warnings(cells, facts.control_name)
     if facts.num_empty_cells:
         yield (
             f"{facts.num_empty_cells} cells have no counts at all: training refuses them. Remove "
@@ -181,6 +185,18 @@ def _table_warnings(facts: Survey) -> Iterable[str]:
     ]
     if few:
         yield f"{len(few)} pairs have fewer than {_FEW_CELLS} cells: {listing(few)}."
+
+
+def _batch_warnings(cells: Cells, control_name: str) -> Iterable[str]:
+    if cells.batch is None:
+        return
+    with_controls = set(cells.batch[cells.perturbation == control_name])
+    without = sorted(set(cells.batch) - with_controls)
+    if without:
+        yield (
+            f"{len(without)} batches have no control cells: {listing(without)}. A model that is "
+            f"told the batch may take what was done to their cells for a property of the batch."
+        )
 
 
 def _by_size(labels: Shaped[np.ndarray, " cells"]) -> tuple[str, ...]:

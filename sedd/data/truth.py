@@ -12,7 +12,8 @@ from numpy.random import Generator, SeedSequence, default_rng
 from scipy import sparse
 
 from sedd.data.blood import BloodParameters
-from sedd.data.cells import Cells, Source, content_digest
+from sedd.data.cells import Cells, Source
+from sedd.data.digest import content_digest
 from sedd.errors import UsageError
 
 _CHUNK_VALUES = 2_000_000

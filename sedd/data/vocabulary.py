@@ -1,4 +1,4 @@
-"""Names to numbers: genes, perturbations and cell types of one model, in a fixed order."""
+"""Names to numbers: genes, perturbations, cell types, batches of one model, in a fixed order."""
 
 import difflib
 import json
@@ -31,6 +31,8 @@ class Vocabulary:
     cell_types: tuple[str, ...]
     separator: str | None = None
     """Joins the names of perturbations applied together, as in A+B."""
+    batches: tuple[str, ...] = ()
+    """Batches (donors, plates) of the training cells; none where no column names them."""
 
     @property
     def control_name(self) -> str:
@@ -46,11 +48,13 @@ class Vocabulary:
         cell_types: Iterable[str],
         control_name: str,
         separator: str | None = None,
+        batches: Iterable[str] = (),
     ) -> "Vocabulary":
         """Sort the labels that occur; put control first."""
         treated = sorted(set(perturbations) - {control_name})
         cell_types = tuple(sorted(set(cell_types)))
-        return cls(tuple(genes), (control_name, *treated), cell_types, separator)
+        batches = tuple(sorted(set(batches)))
+        return cls(tuple(genes), (control_name, *treated), cell_types, separator, batches)
 
     def perturbation_ids(self, labels: Iterable[str]) -> Int[np.ndarray, " labels"]:
         """Number of each perturbation; UsageError with the nearest names if one is unknown."""
@@ -59,6 +63,11 @@ class Vocabulary:
     def cell_type_ids(self, labels: Iterable[str]) -> Int[np.ndarray, " labels"]:
         """Number of each cell type; UsageError with the nearest names if one is unknown."""
         return _numbers(labels, self.cell_types, "cell type")
+
+    def batch_ids(self, labels: Iterable[str | None]) -> Int[np.ndarray, " labels"]:
+        """Number of each batch; the number of batches, "not told", for None and unknown ones."""
+        number: dict[str | None, int] = {name: index for index, name in enumerate(self.batches)}
+        return np.array([number.get(name, len(number)) for name in labels], dtype=np.int64)
 
     def combinations(self) -> dict[int, tuple[int, ...]]:
         """Numbers of the parts of each perturbation that joins others, such as "A+B".
@@ -93,7 +102,10 @@ class Vocabulary:
 
     def to_json(self) -> str:
         """Text that `from_json` reads back."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        content = asdict(self)
+        if not self.batches:
+            del content["batches"]
+        return json.dumps(content, indent=1, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":

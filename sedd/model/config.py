@@ -41,6 +41,8 @@ class ModelConfig:
     """How often training hides the cell-type label; 1 means the model has none."""
     condition_dropout: float = 0.0
     """How often training hides the perturbation; needed for inference.guidance other than 1."""
+    batch_dropout: float = 0.1
+    """How often training hides the batch; without data.batch_col there is none to hide."""
     time_conditioning: bool = True
     """Tell the model which fraction of the genes is masked."""
 
@@ -56,6 +58,12 @@ class ModelConfig:
         for name in ("dropout", "global_share", "cell_type_label_dropout", "condition_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"model.{name} is {getattr(self, name)}, wanted 0 to 1.")
+        if not 0 < self.batch_dropout < 1:
+            problems.append(
+                f"model.batch_dropout is {self.batch_dropout}, wanted more than 0 and less than 1: "
+                "the model must learn of cells with and without their batch. To tell it no batch, "
+                "leave data.batch_col out."
+            )
         if not problems and self.width % self.heads:
             problems.append(
                 f"model.hidden_dim {self.width} is not a multiple of model.num_heads {self.heads}."

@@ -15,6 +15,7 @@ class Sizes:
     num_bins: int
     num_perturbations: int
     num_cell_types: int
+    num_batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,24 @@ class Condition:
         cell_type: Row of `Contexts`: which control cells stand for the type.
         label: Number of the cell-type label, or the number of types for "not told".
         log_depth: Natural log of the library size.
+        batch: Number of the batch (donor, plate) that the cell is from, or the number of batches
+            for "not told".
     """
 
     perturbation: Int[Tensor, " batch"]
     cell_type: Int[Tensor, " batch"]
     label: Int[Tensor, " batch"]
     log_depth: Float[Tensor, " batch"]
+    batch: Int[Tensor, " batch"]
 
     def select(self, rows: slice) -> "Condition":
         """The condition of some cells."""
         return Condition(
-            self.perturbation[rows], self.cell_type[rows], self.label[rows], self.log_depth[rows]
+            self.perturbation[rows],
+            self.cell_type[rows],
+            self.label[rows],
+            self.log_depth[rows],
+            self.batch[rows],
         )
 
     def to(self, device: torch.device) -> "Condition":
@@ -81,6 +89,7 @@ class Condition:
             self.cell_type.to(device),
             self.label.to(device),
             self.log_depth.to(device),
+            self.batch.to(device),
         )
 
     def with_hidden_labels(self, hidden: Bool[Tensor, " batch"], not_told: int) -> "Condition":
@@ -92,6 +101,10 @@ class Condition:
     ) -> "Condition":
         """The same with some perturbations replaced by "not told"."""
         return replace(self, perturbation=torch.where(hidden, not_told, self.perturbation))
+
+    def with_hidden_batches(self, hidden: Bool[Tensor, " batch"], not_told: int) -> "Condition":
+        """The same with some batches replaced by "not told"."""
+        return replace(self, batch=torch.where(hidden, not_told, self.batch))
 
     def as_control(self) -> "Condition":
         """The same cells, asked for without the perturbation."""

@@ -3,10 +3,10 @@
 Genes are grouped into tokens of the transformer. What is known of a gene (its noised token, what
 the control cells of the type show) enters the stream by a small linear map of that gene's own.
 adaLN-Zero blocks (DiT, arXiv:2212.09748) are modulated by the mask fraction, the perturbation,
-the depth and a summary of the visible genes. What leaves is a *correction*: to the log prior of the
-type, tilted by the effect that other types lead to expect (`sedd.data.effects`), the network adds
-coefficients on an ordinal basis. They are zero before training, so that an untrained model says
-"the control cells, changed as those of alike types were".
+the depth, the batch (where batches are told) and a summary of the visible genes. What leaves is a
+*correction*: to the log prior of the type, tilted by the effect that other types lead to expect
+(`sedd.data.effects`), the network adds coefficients on an ordinal basis. They are zero before
+training, so that an untrained model says "the control cells, changed as those of alike types were".
 
 Shape letters: batch (cells), genes, groups (of genes), dim (width of the stream), bins, rank.
 """
@@ -80,6 +80,9 @@ class Denoiser(nn.Module):
             if vectors is not None:  # the last label is "not told"
                 vectors = torch.cat([vectors, vectors.mean(0, keepdim=True)])
             self.cell_type_label = LabelEmbedding(sizes.num_cell_types + 1, dim, vectors)
+        if sizes.num_batches:  # the last is "not told"
+            unsaid = torch.zeros(sizes.num_batches + 1, dim)
+            self.batch_label = nn.Embedding.from_pretrained(unsaid, freeze=False)
         if config.token_encoder:
             self.components = nn.Parameter(initial.components.clone())
             self.encoder = nn.Sequential(
@@ -141,6 +144,8 @@ class Denoiser(nn.Module):
             embedded = embedded + self.mask_fraction(1 - visible.to(mean.dtype).mean(1))
         if self.config.cell_type_label_dropout < 1:
             embedded = embedded + self.cell_type_label(condition.label)
+        if self.sizes.num_batches:
+            embedded = embedded + self.batch_label(condition.batch)
         return embedded
 
     def _encode_visible(

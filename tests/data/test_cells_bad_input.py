@@ -271,6 +271,26 @@ def test_missing_labels_are_counted_and_the_first_rows_named(tmp_path, labels):
         read_cells(path, **NAMES)
 
 
+def test_a_missing_batch_names_the_column_and_the_flag(tmp_path):
+    obs = {**OBS, "donor": ["1", None, "2", None]}
+
+    with pytest.raises(
+        DataError, match=r"2 of 4 cells have no label in obs\['donor'\].*\[1, 3\].*--batch_col"
+    ):
+        read_cells(written(tmp_path / "cells.h5ad", obs=obs), **NAMES, batch_col="donor")
+
+
+def test_a_wrong_batch_column_lists_the_columns_and_the_flag(path):
+    with pytest.raises(DataError, match=r"no column 'donor'.*'cell_type'.*--batch_col"):
+        read_cells(path, **NAMES, batch_col="donor")
+
+
+@pytest.mark.parametrize("name", ["perturbation", "cell_type"])
+def test_a_batch_cannot_be_another_label_too(path, name):
+    with pytest.raises(DataError, match=rf"'{name}' is named both as .* as batch \(--batch_col\)"):
+        read_cells(path, **NAMES, batch_col=name)
+
+
 def test_a_column_of_something_else_than_labels_is_refused(path):
     replace_dataset(path, "obs/cell_type/codes", np.zeros((4, 2), dtype=np.int8))
 

@@ -107,9 +107,13 @@ def test_features_are_mean_spread_and_detection_gene_by_gene():
     np.testing.assert_allclose(features[..., 2], found.detection)
 
 
-def test_control_cells_of_a_type_keep_their_rows_depths_and_values():
+def test_control_cells_of_a_type_keep_their_rows_depths_values_and_batches():
     cells = ControlCells(
-        np.array([0, 0, 2]), np.array([7, 3, 5]), np.array([1.0, 2.0, 3.0]), np.eye(3)
+        cell_type=np.array([0, 0, 2]),
+        row=np.array([7, 3, 5]),
+        depth=np.array([1.0, 2.0, 3.0]),
+        values=np.eye(3),
+        batch=np.array([4, 6, 4]),
     )
 
     chosen = cells.of_type(0)
@@ -117,12 +121,14 @@ def test_control_cells_of_a_type_keep_their_rows_depths_and_values():
     np.testing.assert_array_equal(chosen.row, [7, 3])
     np.testing.assert_array_equal(chosen.depth, [1, 2])
     np.testing.assert_array_equal(chosen.values, np.eye(3)[:2])
+    np.testing.assert_array_equal(chosen.batch, [4, 6])
     with pytest.raises(DataError, match="no control cell of cell type number 1"):
         cells.of_type(1)
 
 
 def test_control_cells_are_found_by_their_row_in_the_file():
-    cells = ControlCells(np.zeros(3, np.int64), np.array([7, 3, 5]), np.ones(3), np.eye(3))
+    number = np.zeros(3, np.int64)
+    cells = ControlCells(number, np.array([7, 3, 5]), np.ones(3), np.eye(3), number)
 
     np.testing.assert_array_equal(cells.positions(np.array([5, 7, 7, 3])), [2, 0, 0, 1])
     for row in (4, 2, 8):

@@ -45,6 +45,17 @@ def test_the_table_counts_every_pair_with_the_control_first(tmp_path):
     assert facts.warnings == ()
 
 
+def test_batches_without_controls_are_doubted(tmp_path):
+    # 20 control T cells, 30 treated ones, then B cells of plate 1 alone.
+    plates = ["plate 1"] * 40 + ["plate 2"] * 10 + ["plate 1"] * 27
+    path = written(tmp_path / "cells.h5ad", obs={"plate": plates})
+
+    (warning,) = survey(path, **NAMES, batch_col="plate").warnings
+
+    assert warning.startswith("1 batches have no control cells: 'plate 2'.")
+    assert survey(path, **NAMES).warnings == ()
+
+
 def test_depth_is_told_in_quantiles(tmp_path):
     counts = np.repeat(np.arange(1, 78)[:, None], 2, axis=1)
 

@@ -74,6 +74,26 @@ def test_a_vocabulary_from_before_separators_has_none():
     assert Vocabulary.from_json(text) == Vocabulary(("G",), ("control", "A"), ("T",), None)
 
 
+def test_batches_are_sorted_and_unknown_ones_are_not_told():
+    vocabulary = Vocabulary.of(
+        genes=["G"],
+        perturbations=["c"],
+        cell_types=["T"],
+        control_name="c",
+        batches=["donor 9", "donor 1", "donor 9"],
+    )
+
+    assert vocabulary.batches == ("donor 1", "donor 9")
+    found = vocabulary.batch_ids(["donor 9", "donor 1", "donor 2", None])
+    np.testing.assert_array_equal(found, [1, 0, 2, 2])
+    assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
+
+
+def test_without_batches_none_is_told_and_none_is_written():
+    assert "batches" not in blood().to_json()
+    np.testing.assert_array_equal(blood().batch_ids(["donor 1", None]), [0, 0])
+
+
 # Perturbations made of others.
 
 

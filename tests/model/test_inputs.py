@@ -16,7 +16,7 @@ def contexts() -> Contexts:
 def condition() -> Condition:
     number = torch.tensor([2, 0, 1, 2])
     cell_type = torch.tensor([0, 1, 1, 1])
-    return Condition(number, cell_type, cell_type, torch.zeros(4))
+    return Condition(number, cell_type, cell_type, torch.zeros(4), torch.zeros_like(number))
 
 
 def test_the_expected_effect_is_that_of_the_type_and_the_perturbation():
@@ -45,3 +45,16 @@ def test_hiding_perturbations_changes_nothing_else():
         assert torch.equal(getattr(found, name), getattr(told, name))
     back = replace(found, perturbation=told.perturbation)
     assert back.with_hidden_labels(hidden, 2).label.tolist() == [2, 1, 1, 2]
+
+
+def test_a_hidden_batch_is_not_told_and_the_rest_is():
+    hidden = torch.tensor([True, False, False, True])
+    told = replace(condition(), batch=torch.tensor([1, 0, 1, 0]))
+
+    found = told.with_hidden_batches(hidden, 2)
+
+    assert found.batch.tolist() == [2, 0, 1, 2]
+    assert found.select(slice(1, 3)).batch.tolist() == [0, 1]
+    assert told.as_control().batch.tolist() == [1, 0, 1, 0]
+    for name in ("perturbation", "cell_type", "label", "log_depth"):
+        assert torch.equal(getattr(found, name), getattr(told, name))

@@ -93,6 +93,7 @@ def asked(num_cells: int, seed: int = 8) -> Condition:
         cell_type=torch.randint(NUM_TYPES, (num_cells,), generator=generator),
         label=torch.randint(NUM_TYPES, (num_cells,), generator=generator),
         log_depth=8 + normal(num_cells, seed=seed + 1),
+        batch=torch.zeros(num_cells, dtype=torch.int64),
     )
 
 
@@ -559,7 +560,8 @@ def test_a_denoiser_built_from_real_statistics_starts_at_their_prior_and_tilt():
     denoiser = build_denoiser(TINY_MODEL, reference).eval()
     contexts = build_contexts(TINY_MODEL, reference)
     cell_type, perturbation = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 1, 2])
-    condition = Condition(perturbation, cell_type, cell_type, torch.full((4,), 5.0))
+    depth, batch = torch.full((4,), 5.0), torch.zeros_like(cell_type)
+    condition = Condition(perturbation, cell_type, cell_type, depth, batch)
     tokens = torch.from_numpy(tiny_shards().tokens[:4]).long()
 
     logits = denoiser(tokens, condition, contexts)

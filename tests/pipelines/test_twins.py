@@ -10,16 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import evaluate, generate
+from pipelines import command_line, evaluate, generate
 from pipelines.experiment import load_cells
 from pipelines.fanout import Source, _Generator
 from sedd.config import Config
+from sedd.data.choices import GENERATED_COLUMNS
 from sedd.errors import DataError, UsageError
+from sedd.flags import FLAGS
 from sedd.generation import Unit
 from sedd.inference import InferenceConfig
 from sedd.storage import write_text
 from tests.tiny_experiment import NUM_CELLS, tiny_config, tiny_experiment
-from tests.worlds import tiny_cells
+from tests.worlds import tiny_cells, two_donors
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,51 @@ def test_included_controls_are_their_own_twins_and_population_cells_are_nobody_s
     np.testing.assert_array_equal(included.obs["control_cell"].astype(str), real.names[rows])
     assert (included.obs["effect_size"] == 0).all()
     assert not {"control_cell", "effect_size"} & set(drawn.obs.columns)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Trained with the donors as batches."""
+    folder = tmp_path_factory.mktemp("donors")
+    return tiny_experiment(folder, two_donors(), tiny_config(folder, batch_col="batch"))
+
+
+@pytest.mark.parametrize("mode", ["counterfactual", "population"])
+def test_each_cell_is_in_the_batch_of_its_control_cell(told, tmp_path, mode):
+    real = load_cells(told)
+
+    found = cells_from(told, tmp_path, include_controls=True, mode=mode)
+
+    rows = found.obs["control_row"].to_numpy()
+    np.testing.assert_array_equal(found.obs["batch"].astype(str), real.batch[rows])
+    assert set(real.perturbation[rows]) == {"control"}
+    assert set(found.obs["batch"][found.obs["generated"]]) == {"donor 1", "donor 2"}
+    assert found.uns["sedd"]["batch_col"] == "batch"
+
+
+def test_without_a_batch_column_nothing_is_said_of_batches(trained, tmp_path):
+    found = cells_from(trained, tmp_path)
+
+    assert "batch" not in found.obs
+    assert "batch_col" not in found.uns["sedd"]
+    (record,) = tmp_path.rglob(generate.RECORD)
+    assert "batch" not in record.read_text()
+
+
+def test_generated_cells_have_no_other_columns_than_those_a_batch_may_not_be(trained, tmp_path):
+    found = cells_from(trained, tmp_path, include_controls=True)
+
+    assert set(found.obs.columns) == set(GENERATED_COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["batch_col=", "num_genes=11"])
+def test_generation_refuses_to_change_what_was_trained(told, name):
+    parser = command_line.verb_parser("generate", "")
+    command_line.add_config_flags(parser, FLAGS)
+    argv = ["--experiment_dir", told.experiment_dir, "--set", f"data.{name}"]
+
+    with pytest.raises(UsageError, match="The model cannot be changed after training"):
+        generate.read_arguments(parser, argv)
 
 
 @pytest.mark.parametrize("mode", ["counterfactual", "population"])
