@@ -62,7 +62,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(STAMP_EVAL) lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
