@@ -21,7 +21,7 @@ class InferenceConfig:
     """Perturbations to generate; none means every one but control."""
     num_samples_per_condition: int = 100
     """Cells per (cell type, perturbation)."""
-    num_steps: int = 16
+    num_steps: int = 4
     """Network evaluations per cell: blocks of genes revealed one after another."""
     block_schedule: BlockSchedule = "even"
     """even: blocks of equal size; measured: by the model's information profile, small where it
