@@ -50,9 +50,13 @@ def build_denoiser(config: ModelConfig, reference: Reference, *, seed: int = 0) 
 
 
 def build_contexts(config: ModelConfig, reference: Reference) -> Contexts:
-    """Control features, output prior and expected effects of every cell type."""
+    """Control features and output prior of every cell type; effects as expected of any type.
+
+    The network is told the mean effect over the types, not that expected of each: how types differ
+    is what it has to learn from their control cells, to know it of a type that was held out.
+    """
     share = config.global_share if config.output_prior else 1.0
-    tilt = torch.from_numpy(reference.effects.tilt)
+    tilt = torch.from_numpy(reference.effects.tilt.mean(0))
     return Contexts(
         torch.from_numpy(reference.controls.features()),
         torch.from_numpy(reference.controls.log_prior(global_share=share)),

@@ -152,11 +152,13 @@ def _anchor(
 def _expected_shift(
     trained: Trained, cell_type: int, perturbation: int, level: Float[np.ndarray, " bins"]
 ) -> Float[np.ndarray, " genes"]:
-    """Mean shift of an untrained model: that of the training cells, by its tilt of the prior."""
-    contexts = trained.contexts
-    prior = contexts.log_prior[cell_type].double().softmax(-1).cpu().numpy()
-    tilt = contexts.tilt[cell_type, perturbation].double().cpu().numpy()
-    direction = trained.reference.effects.direction.astype(np.float64)
+    """The shift that training cells lead to expect, by its tilt of the output prior."""
+    effects = trained.reference.effects
+    prior = trained.contexts.log_prior[cell_type].double().softmax(-1).cpu().numpy()
+    tilt, direction = (
+        each.astype(np.float64)
+        for each in (effects.tilt[cell_type, perturbation], effects.direction)
+    )
     tilted = prior * np.exp(tilt[:, None] * (direction - direction[0]))
     return (tilted / tilted.sum(-1, keepdims=True) - prior) @ level
 

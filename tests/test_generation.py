@@ -58,8 +58,13 @@ def untrained(reference) -> Trained:
 
 def unexpected(model: Trained) -> Trained:
     """The same model, but nothing is expected of any perturbation."""
-    contexts = replace(model.contexts, tilt=torch.zeros_like(model.contexts.tilt))
-    return replace(model, contexts=contexts)
+    effects = model.reference.effects
+    effects = replace(effects, tilt=np.zeros_like(effects.tilt))
+    return replace(
+        model,
+        contexts=replace(model.contexts, tilt=torch.zeros_like(model.contexts.tilt)),
+        reference=replace(model.reference, effects=effects),
+    )
 
 
 def with_reliability(trained: Trained, value: float) -> Trained:

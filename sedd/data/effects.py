@@ -7,9 +7,9 @@ The expected shift of (cell type, perturbation):
     described by a vector                       kriging over the perturbations of the type
     none of these                               none
 
-For a training condition that is nearly what its own cells show, so that the network has little to
-learn about means that it could carry over wrongly to a held-out type, and much about how genes
-depend on each other.
+For a training condition that is nearly what its own cells show. The network is told the mean over
+the types alone (`sedd.building`) and has to learn how types differ; where a cell type was never
+seen perturbed, its answer and the expected shift are two estimates of one thing (`sedd.laws`).
 
 It becomes an exponential tilt of the control law that moves the mean so far.
 

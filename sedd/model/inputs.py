@@ -118,19 +118,19 @@ class Contexts:
     Attributes:
         features: Mean, spread and detection rate of each gene.
         log_prior: Log law of each gene.
-        tilt: Expected effect of each perturbation: coefficient of `Initial.direction` in the log
-            law.
+        tilt: Expected effect of each perturbation in any type: coefficient of `Initial.direction`
+            in the log law.
     """
 
     features: Float[Tensor, "types genes 3"]
     log_prior: Float[Tensor, "types genes bins"]
-    tilt: Float[Tensor, "types perturbations genes"]
+    tilt: Float[Tensor, "perturbations genes"]
 
     def tilt_of(self, condition: Condition) -> Float[Tensor, "batch genes"]:
         """Expected effect on each cell; none where the perturbation is not told."""
-        told = condition.perturbation < self.tilt.shape[1]
+        told = condition.perturbation < len(self.tilt)
         number = torch.where(told, condition.perturbation, 0)
-        return self.tilt[condition.cell_type, number] * told[:, None]
+        return self.tilt[number] * told[:, None]
 
     def to(self, device: torch.device) -> "Contexts":
         """The same on another device."""

@@ -4,9 +4,9 @@ Genes are grouped into tokens of the transformer. What is known of a gene (its n
 the control cells of the type show) enters the stream by a small linear map of that gene's own.
 adaLN-Zero blocks (DiT, arXiv:2212.09748) are modulated by the mask fraction, the perturbation,
 the depth, the batch (where batches are told) and a summary of the visible genes. What leaves is a
-*correction*: to the log prior of the type, tilted by the effect that other types lead to expect
+*correction*: to the log prior of the type, tilted by the mean effect over the types
 (`sedd.data.effects`), the network adds coefficients on an ordinal basis. They are zero before
-training, so that an untrained model says "the control cells, changed as those of alike types were".
+training, so that an untrained model says "the control cells, changed as those of other types were".
 
 Shape letters: batch (cells), genes, groups (of genes), dim (width of the stream), bins, rank.
 """

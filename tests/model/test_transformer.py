@@ -77,12 +77,12 @@ def trained(num_genes: int = 7, *, spread: float = 0.3, **changes) -> Denoiser:
 def contexts_of(num_genes: int) -> Contexts:
     features = normal(NUM_TYPES, num_genes, 3, seed=6)
     log_prior = normal(NUM_TYPES, num_genes, NUM_BINS, seed=7).log_softmax(-1)
-    return Contexts(features, log_prior, normal(NUM_TYPES, NUM_PERTURBATIONS, num_genes, seed=1))
+    return Contexts(features, log_prior, normal(NUM_PERTURBATIONS, num_genes, seed=1))
 
 
 def expected_law(contexts: Contexts, condition: Condition) -> Tensor:
     """Log prior and tilt, before the network has its say; [batch, genes, bins]."""
-    tilt = contexts.tilt[condition.cell_type, condition.perturbation]
+    tilt = contexts.tilt[condition.perturbation]
     return contexts.log_prior[condition.cell_type] + tilt[..., None] * DIRECTION
 
 
@@ -110,14 +110,14 @@ def noised(num_cells: int, num_genes: int, seed: int = 10) -> Tensor:
 
 
 @pytest.mark.parametrize("rank", [RANK, None])
-def test_an_untrained_model_says_the_prior_of_the_type_tilted_by_its_expected_effect(rank):
+def test_an_untrained_model_says_the_prior_of_the_type_tilted_by_the_expected_effect(rank):
     contexts, condition = contexts_of(7), asked(9)
     prior = contexts.log_prior[condition.cell_type]
 
     logits = untrained(ordinal_rank=rank)(noised(9, 7), condition, contexts)
 
     for cell in range(9):
-        tilt = contexts.tilt[condition.cell_type[cell], condition.perturbation[cell]]
+        tilt = contexts.tilt[condition.perturbation[cell]]
         for bin_number in range(NUM_BINS):
             expected = prior[cell, :, bin_number] + tilt * DIRECTION[bin_number]
             torch.testing.assert_close(logits[cell, :, bin_number], expected, rtol=0, atol=1e-12)
@@ -140,7 +140,7 @@ def test_a_trained_model_adds_its_correction_to_whatever_was_expected():
 
     difference = denoiser(tokens, condition, more) - denoiser(tokens, condition, contexts)
 
-    added = (more.tilt - contexts.tilt)[condition.cell_type, condition.perturbation]
+    added = (more.tilt - contexts.tilt)[condition.perturbation]
     torch.testing.assert_close(difference, added[..., None] * DIRECTION, rtol=0, atol=1e-10)
 
 
@@ -329,7 +329,7 @@ COMBINATIONS = [torch.tensor(order) for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0
 
 
 def combined_contexts() -> Contexts:
-    return replace(contexts_of(7), tilt=normal(NUM_TYPES, 5, 7, seed=1))
+    return replace(contexts_of(7), tilt=normal(5, 7, seed=1))
 
 
 def combined(order: Tensor = COMBINATIONS[0], **changes) -> Denoiser:
@@ -567,7 +567,7 @@ def test_a_denoiser_built_from_real_statistics_starts_at_their_prior_and_tilt():
     logits = denoiser(tokens, condition, contexts)
 
     direction = torch.from_numpy(reference.effects.direction)
-    tilt = torch.from_numpy(reference.effects.tilt)[cell_type, perturbation][..., None] * direction
+    tilt = torch.from_numpy(reference.effects.tilt.mean(0))[perturbation][..., None] * direction
     torch.testing.assert_close(logits, contexts.log_prior[cell_type] + tilt, rtol=0, atol=1e-5)
     assert tilt[2:].abs().amax((1, 2)).min() > 1
 
@@ -580,7 +580,7 @@ def test_the_effect_prior_can_be_turned_off():
         for switch in (True, False)
     )
 
-    np.testing.assert_array_equal(on.tilt, reference.effects.tilt)
+    np.testing.assert_array_equal(on.tilt, reference.effects.tilt.mean(0))
     assert not off.tilt.any()
     assert torch.equal(on.log_prior, off.log_prior)
 
