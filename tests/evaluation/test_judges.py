@@ -221,10 +221,8 @@ def test_an_unknown_judge_is_refused():
 
 @pytest.fixture
 def installed() -> None:
-    try:
-        require_judges(JUDGES)
-    except UsageError as error:
-        pytest.skip(str(error))
+    """Slow tests alone ask the real judges; `make test-slow` installs them."""
+    require_judges(JUDGES)
 
 
 def reasons(verdict, perturbation=ALL):
