@@ -38,9 +38,11 @@ class InferenceConfig:
     """Classifier-free guidance: above 1 moves away from what the model says without being told the
     perturbation; needs model.condition_dropout in training."""
     effect_anchor: float = 0.5
-    """Share of the expected effect in the mean effect; the rest is the network's (0 to 1)."""
-    shard_size: int = 50
-    """Cells per unit of work; part of what fixes the result."""
+    """Share of the expected effect in the mean effect; the rest is the network's (0 to 1). A
+    perturbation that no training cell shows gets the expected effect alone, unless this is 0."""
+    shard_size: int = 100
+    """Cells per unit of work, over which quantiles are spread evenly; part of what fixes the
+    result."""
     seed: int = 0
     """Root seed."""
 

@@ -7,7 +7,8 @@ guidance (classifier-free, arXiv:2207.12598) extrapolates from what the network 
 told the perturbation. *Shrinking* moves the law towards that of control where the effect is hardly
 more than noise. The *anchor* then draws the mean effect towards the expected one: for a cell type
 that was never seen perturbed, the network's mean shift is one estimate and the expected shift of
-`sedd.data.effects` another, with errors of their own, and their mean is better than either.
+`sedd.data.effects` another, with errors of their own, and their mean is better than either. Of a
+perturbation that no training cell shows the network knows nothing, and the expected shift decides.
 """
 
 from dataclasses import dataclass, replace
@@ -128,11 +129,11 @@ def _anchor(
 
     The mean shift becomes
 
-        (1 - w) expected + w network,     w = (1 - effect_anchor) share,
+        (1 - w) expected + w network,     w = (1 - effect_anchor) share shown,
 
-    where the corrected law's own shift stands for share x network. Both laws are measured in
-    cells with nothing revealed, at the depths of the type's control cells; the exponential tilt
-    that moves one mean to the other then holds at every step.
+    where the corrected law's own shift stands for share x network, and `shown` is 1 or 0. Both
+    laws are measured in cells with nothing revealed, at the depths of the type's control cells;
+    the exponential tilt that moves one mean to the other then holds at every step.
     """
     cell_type, perturbation = int(condition.cell_type[0]), int(condition.perturbation[0])
     depth = trained.reference.control_cells.of_type(cell_type).depth
@@ -140,8 +141,9 @@ def _anchor(
     typical = _typical_cells(depth, condition, trained.denoiser.sizes.num_batches)
     control = _marginal(_control_law(trained, typical))
     perturbed = _marginal(_corrected(trained, typical, config))
-    of_network = (1 - config.effect_anchor) * ((perturbed - control) @ level)
-    of_expected = 1 - (1 - config.effect_anchor) * _share(trained, condition, config)
+    say = (1 - config.effect_anchor) * bool(trained.reference.effects.shown[perturbation])
+    of_network = say * ((perturbed - control) @ level)
+    of_expected = 1 - say * _share(trained, condition, config)
     shift = of_network + of_expected * _expected_shift(trained, cell_type, perturbation, level)
     target = np.clip(control @ level + shift, 1e-5, 0.95 * level[-1])
     direction = trained.reference.effects.direction.astype(np.float64)

@@ -220,6 +220,7 @@ class _TrainingCells:
             law.tilts(expected),
             law.direction.astype(np.float32),
             measure_reliability(shifts, combinations),
+            shifts.shown,
         )
 
     def _scales(self, tokens: UInt8[np.ndarray, "cells genes"]) -> Scales:

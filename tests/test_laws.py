@@ -30,11 +30,14 @@ B_CELL, RAISE = 0, 2
 
 
 @cache
-def trained(*, condition_dropout: float = 0.0, reliability: float = 1.0) -> Trained:
+def trained(
+    *, condition_dropout: float = 0.0, reliability: float = 1.0, shown: bool = True
+) -> Trained:
     """Weights as if training had moved every one of them."""
     reference = tiny_shards().reference
     certain = np.full_like(reference.effects.reliability, reliability)
-    reference = replace(reference, effects=replace(reference.effects, reliability=certain))
+    effects = replace(reference.effects, reliability=certain, shown=np.full(certain.shape, shown))
+    reference = replace(reference, effects=effects)
     model = replace(TINY_MODEL, condition_dropout=condition_dropout)
     denoiser = build_denoiser(model, reference).eval()
     generator = Generator().manual_seed(5)
@@ -143,6 +146,15 @@ def test_the_anchor_holds_whatever_the_guidance():
     found = shift(replace(PLAIN, guidance=3.0, effect_anchor=1.0), model)
 
     assert_reached(found, expected_shift())
+
+
+def test_of_a_perturbation_that_no_training_cell_shows_the_expected_effect_decides():
+    unseen = trained(shown=False)
+
+    found = shift(replace(PLAIN, effect_anchor=0.5), unseen)
+
+    assert_reached(found, expected_shift())
+    assert torch.equal(logits(PLAIN, unseen), said(unseen, asked()))
 
 
 def test_an_anchor_of_zero_leaves_what_the_network_says():

@@ -162,6 +162,7 @@ def test_an_unseen_combination_starts_from_the_sum_of_its_parts(tmp_path, separa
     reference = prepare(cells, split, config, TINY_MODEL).reference
 
     assert reference.vocabulary.perturbations == ("control", "lower", "lower+raise", "raise")
+    assert reference.effects.shown.tolist() == [False, True, False, True]
     depth = cells.depth[(cells.cell_type == "T cell") & (cells.perturbation == "control")]
     before, lower, both, raised = (
         mean_log1p(reference, "T cell", name, depth=depth)

@@ -48,11 +48,13 @@ class PerturbationEffects:
         direction: What a tilt multiplies: x / (1 + x / `SATURATION`) of the log1p expression x
             that each bin stands for at the depths of the training cells.
         reliability: How much of the measured shift is not sampling noise.
+        shown: Whether training cells show the perturbation itself.
     """
 
     tilt: Float[np.ndarray, "types perturbations genes"]
     direction: Float[np.ndarray, " bins"]
     reliability: Float[np.ndarray, " perturbations"]
+    shown: Bool[np.ndarray, " perturbations"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,11 @@ class Shifts:
     error: Float[np.ndarray, "types perturbations genes"]
     """Squared standard error of `mean`."""
     measured: Bool[np.ndarray, "types perturbations"]
+
+    @property
+    def shown(self) -> Bool[np.ndarray, " perturbations"]:
+        """Perturbations that are measured in some type."""
+        return np.any(self.measured, axis=0)
 
     def between_types(self, distance: Float[np.ndarray, "types types"]) -> "_Between":
         """Kriging over the types."""
@@ -186,7 +193,7 @@ def expected_shifts(
     num_types, num_perturbations, num_genes = shifts.mean.shape
     between_types = shifts.between_types(type_distance)
     between = None if vectors is None else shifts.between_perturbations(vectors)
-    known = {int(number) for number in np.flatnonzero(shifts.measured.any(0))}
+    known = {int(number) for number in np.flatnonzero(shifts.shown)}
     combinations = combinations or {}
     expected = np.zeros((num_types, num_perturbations, num_genes), np.float32)
     for number in range(num_types):

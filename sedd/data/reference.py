@@ -81,10 +81,12 @@ class Reference:
             text = (folder / "vocabulary.json").read_text(encoding="utf-8")
         except Exception as error:
             raise StorageError(f"{path} cannot be read: {error}.") from error
-        if "control_names" not in tensors:
+        missing = [name for name in ("control_names", "effects.shown") if name not in tensors]
+        if missing:
             message = (
-                f"{path} was written by an earlier version of this program, which did not keep "
-                "the names of the control cells. Train again; the data and configuration can stay."
+                f"{path} was written by an earlier version of this program: it lacks "
+                f"{' and '.join(missing)}, and its weights learned beside other expected effects. "
+                "Train again; the data and configuration can stay."
             )
             raise StorageError(message)
         return cls(

@@ -2,7 +2,10 @@
 
 The denoiser is a callable `denoise(tokens, genes)` that returns the logits over the bins at the
 genes asked for (all of them if None), given the visible tokens; conditions are bound before.
-Randomness comes from the generator that is handed in, and from nowhere else.
+Randomness comes from the generator that is handed in, and from nowhere else. Where genes are
+revealed in blocks, the quantiles of a batch are a Latin hypercube (McKay, Beckman and Conover
+1979): each cell on its own is an exact draw, and the mean over few cells is nearer to that of the
+law than independent draws would be.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,9 +57,10 @@ def sample_blocks(
     """
     order = _random_order(shape, generator)
     tokens = torch.full_like(order, graph.mask)
+    quantiles = latin_hypercube(torch.zeros_like(order), generator)
     for genes in order.split(list(blocks), dim=1):
         probabilities = _probabilities(denoise(tokens, genes), temperature)
-        values = inverse_cdf(probabilities, _uniform(genes.shape, generator))
+        values = inverse_cdf(probabilities, quantiles.gather(1, genes))
         tokens = tokens.scatter(1, genes, values)
     return tokens
 
@@ -79,13 +83,14 @@ def sample_counterfactual(
     genes. A perturbation that changes nothing returns the control cells themselves.
     """
     order = _random_order(control.shape, generator)
+    within = latin_hypercube(control, generator)
     seen = torch.full_like(control, graph.mask)
     twin = seen
     for genes in order.split(list(blocks), dim=1):
         value = control.gather(1, genes)
         before = _probabilities(denoise_control(seen, genes), temperature)
         after = _probabilities(denoise_perturbed(twin, genes), temperature)
-        moved = _same_quantile(before, after, value, _uniform(genes.shape, generator))
+        moved = _same_quantile(before, after, value, within.gather(1, genes))
         seen = seen.scatter(1, genes, value)
         twin = twin.scatter(1, genes, moved)
     return twin
@@ -135,6 +140,23 @@ def tweedie(noise: LogLinearNoise) -> RevealRate:
         return float((kept_then - kept_now) / (1 - kept_now))
 
     return reveal
+
+
+def latin_hypercube(
+    strata: Int[Tensor, "batch genes"], generator: Generator
+) -> Float[Tensor, "batch genes"]:
+    """Uniform numbers, spread evenly in each gene over the cells that share its stratum.
+
+    The n cells of a stratum fall one each into the n equal parts of (0, 1), in random order, and
+    the orders of different genes are independent.
+    """
+    order = (strata + _uniform(strata.shape, generator) / 2).argsort(0)
+    ranked = strata.gather(0, order).mT.contiguous()
+    first = torch.searchsorted(ranked, ranked).mT
+    behind_last = torch.searchsorted(ranked, ranked, right=True).mT
+    position = torch.arange(len(strata), device=strata.device)[:, None] - first
+    spread = (position + _uniform(strata.shape, generator)) / (behind_last - first)
+    return torch.empty_like(spread).scatter(0, order, spread)
 
 
 def inverse_cdf(

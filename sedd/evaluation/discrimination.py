@@ -19,8 +19,8 @@ MIN_PERTURBATIONS = 3
 MIN_HALF_PEARSON = 0.1
 """Perturbations whose real halves agree less than this have no say in the collapse alarm."""
 
-COLLAPSE_MARGIN = 0.15
-"""Predictions may be this much more alike than the real shifts before the alarm goes off."""
+COLLAPSE_SHARE = 0.25
+"""How far on the way from the likeness of the real shifts to 1 the alarm goes off."""
 
 Control = Float[np.ndarray, "control genes"]
 Shifts = Float[np.ndarray, "perturbations genes"]
@@ -40,8 +40,8 @@ class Likeness:
 
     @property
     def collapsed(self) -> bool:
-        """Whether predictions are more alike than the real shifts by `COLLAPSE_MARGIN`."""
-        return bool(self.predicted > self.real + COLLAPSE_MARGIN)
+        """Whether predictions went `COLLAPSE_SHARE` of the way from the real likeness to 1."""
+        return bool(self.predicted > self.real + COLLAPSE_SHARE * (1 - self.real))
 
 
 @dataclass(frozen=True)

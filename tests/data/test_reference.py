@@ -54,14 +54,15 @@ def test_control_names_in_any_script_come_back_as_text(tmp_path):
     assert {type(name) for name in loaded} == {str}
 
 
-def test_a_reference_without_control_names_is_too_old_and_says_what_to_do(tmp_path):
+@pytest.mark.parametrize("lacking", ["control_names", "effects.shown"])
+def test_a_reference_that_lacks_what_is_new_is_too_old_and_says_what_to_do(tmp_path, lacking):
     with_vectors().save(tmp_path)
     path = tmp_path / "reference.safetensors"
     tensors = load_file(path)
-    del tensors["control_names"]
+    del tensors[lacking]
     save_file(tensors, path, metadata={"kind": "counts"})
 
-    with pytest.raises(StorageError, match=r"earlier version .* Train again"):
+    with pytest.raises(StorageError, match=rf"earlier version .* lacks {lacking}.* Train again"):
         Reference.load(tmp_path)
 
 

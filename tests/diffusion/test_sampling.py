@@ -14,6 +14,7 @@ from sedd.diffusion.sampling import (
     euler,
     even_blocks,
     inverse_cdf,
+    latin_hypercube,
     sample_blocks,
     sample_by_time,
     sample_counterfactual,
@@ -384,6 +385,54 @@ def test_tails_of_single_precision_logits_are_drawn_with_double_precision_quanti
     assert probabilities.dtype == uniform.dtype == torch.float64
     assert (uniform != uniform.float().double()).double().mean() > 0.99
     assert probabilities[0, 0, 1].item() == pytest.approx(1e-8, rel=1e-5)
+
+
+# Quantiles of the cells of a batch
+
+
+def test_the_cells_of_a_stratum_fall_one_each_into_equal_parts():
+    strata = torch.tensor([[0, 7], [3, 7], [0, 7], [3, 7], [0, 7], [1, 7]])
+
+    found = latin_hypercube(strata, Generator().manual_seed(0))
+
+    def parts(gene: int, cells: list[int]) -> list[int]:
+        return sorted((found[cells, gene] * len(cells)).long().tolist())
+
+    assert parts(0, [0, 2, 4]) == [0, 1, 2]
+    assert parts(0, [1, 3]) == [0, 1]
+    assert parts(1, list(range(6))) == list(range(6))
+
+
+def test_a_quantile_is_uniform_and_tells_nothing_of_other_genes():
+    """10,000 batches of 4 cells: a cell's part, and where in it; correlations within 4 sigma."""
+    generator, strata = Generator().manual_seed(1), torch.zeros(4, 3, dtype=torch.int64)
+    first = torch.stack([latin_hypercube(strata, generator)[0] for _ in range(10_000)])
+
+    counts = torch.stack([(first * 20).long() == part for part in range(20)]).sum(1)
+    assert ((counts - 500).abs() < 4 * math.sqrt(500)).all()
+    assert (torch.corrcoef(first.T) - torch.eye(3)).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_the_mean_of_few_cells_is_nearer_to_the_law_than_that_of_independent_draws(twins):
+    """A gene that 30 % of cells show, in batches of 50: 15 cells, give or take less than 1.
+
+    The standard deviation of independent draws is sqrt(50 x .3 x .7) = 3.2 cells. In twins of
+    cells of which none shows it, and in cells from scratch.
+    """
+
+    def law(share: float):
+        logits = torch.tensor([1 - share, share]).double().log()
+        return lambda _, genes: logits.expand(*genes.shape, 2)
+
+    graph, silent = AbsorbingGraph(2), torch.zeros(50, 8, dtype=torch.int64)
+    options = {"blocks": [3, 5], "generator": Generator().manual_seed(2)}
+    if twins:
+        cells = sample_counterfactual(law(1e-9), law(0.3), silent, graph, **options)
+    else:
+        cells = sample_blocks(law(0.3), (50, 8), graph, **options)
+
+    assert ((cells.sum(0) - 15).abs() <= 1).all()
 
 
 # Twins of control cells
