@@ -21,26 +21,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.quality_job import predict
+from benchmarks.quality_judges import judge_job
+from benchmarks.quality_results import JUDGED, is_judged, read_results
 from benchmarks.quality_score import score_job
 from benchmarks.quality_study import ROOT, Job, Study, configure, load_job_cells, plan, read_study
-from benchmarks.quality_table import read_results, to_markdown
+from benchmarks.quality_table import to_markdown
 from benchmarks.quality_vectors import with_readable_vectors
+from pipelines.judging import require_judgeable
+from sedd.evaluation.judges import JUDGES
 from sedd.storage import write_text
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, where it and trained models are kept, and whether baselines are scored beside it."""
+    """A job, where it and trained models are kept, and what is scored beside the model.
+
+    Attributes:
+        job: What to predict.
+        folder: Where cells and scores are kept.
+        models: Folder of trained models.
+        baselines: Whether the baselines are scored too.
+        judges: Whether the field's judges are asked about all of them.
+    """
 
     job: Job
     folder: Path
     models: Path
     baselines: bool
+    judges: bool
+
+    @property
+    def scored(self) -> bool:
+        """Whether its scores are there."""
+        return (self.folder / "scores.json").is_file()
 
     @property
     def done(self) -> bool:
-        """Whether its scores are there."""
-        return (self.folder / "scores.json").is_file()
+        """Whether all that was asked of it is there."""
+        return self.scored and (not self.judges or is_judged(self.folder))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         print("nothing is done yet")
         return 1
     command = f"python -m benchmarks.quality {arguments.study} --data_dir DATA"
+    command += " --judges" * arguments.judges
     page = to_markdown(study, read_results(done), command=command)
     if len(done) == len(tasks):
         path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{study.name}.md"
@@ -71,6 +90,7 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
         study, next(iter(study.variants)), seed=study.seeds[0], data_dir=arguments.data_dir
     )
     cells = load_job_cells(first, study.only)
+    require_judgeable(JUDGES if arguments.judges else (), cells.kind)
     seen = set()
     for planned in plan(study, cells, arguments.data_dir):
         job = with_readable_vectors(planned, cells, arguments.work_dir / "vectors")
@@ -78,7 +98,8 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
         name = f"{job.variant}-{job.fold}-{job.seed}".replace("/", "_").replace(" ", "_")
         folder = arguments.work_dir / study.name / f"{name}-{key}"
         models = arguments.work_dir / "trained"
-        yield Task(job, folder, models, baselines=job.fold not in seen)
+        leads = job.fold not in seen
+        yield Task(job, folder, models, baselines=leads, judges=leads and arguments.judges)
         seen.add(job.fold)
 
 
@@ -109,7 +130,10 @@ def _run(
 def _work(task: Task) -> None:
     if not (task.folder / "facts.json").is_file():
         predict(task.job, task.folder, task.models)
-    score_job(task.folder, baselines=task.baselines)
+    if not task.scored:
+        score_job(task.folder, baselines=task.baselines)
+    if not task.done:
+        judge_job(task.folder)
 
 
 def _track(task: Task, tracking_uri: str | None) -> None:
@@ -130,6 +154,8 @@ def _track(task: Task, tracking_uri: str | None) -> None:
         run.set_tags({"study": job.study, "variant": job.variant, "fold": job.fold})
         run.log_metrics(metrics)
         run.log_artifacts(task.folder / "scores.json")
+        for name in JUDGED if is_judged(task.folder) else ():
+            run.log_artifacts(task.folder / name)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work_dir", type=Path, default=Path("experiments/quality"))
     parser.add_argument("--processes", type=int, default=2, help="jobs at a time")
     parser.add_argument("--max_minutes", type=float, help="start no job after that long")
+    parser.add_argument(
+        "--judges", action="store_true", help="ask cell-eval and cell-eval2 too (extra `eval`)"
+    )
     parser.add_argument("--tracking_uri", help="MLflow server or database")
     return parser
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.quality_targets import TARGETS
 from pipelines.experiment import load_cells
 from sedd.config import Config, from_dict, from_yaml, read_yaml
 from sedd.data.cells import Cells
@@ -30,6 +31,23 @@ VECTOR_FILES = ("cond_labels_pt_path", "celltype_labels_pt_path")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """Figures that others printed; on other cells and with other code, so never mixed with ours.
+
+    Attributes:
+        source: Where they are from, and in what they differ from ours.
+        metrics: Names of scores, as in `sedd.evaluation.metrics.Scores`.
+        methods: The figures of each method, in the order of `metrics`.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    source: str
+    metrics: tuple[str, ...]
+    methods: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """What a YAML file of `benchmarks/configs` says.
 
@@ -46,6 +64,8 @@ class Study:
             there are control cells to start from.
         config: Sections of a configuration, as in `configs/`.
         variants: Changes of `config` by name; the first is the model the others are held against.
+        targets: What the first variant should reach, names of `benchmarks.quality_targets`.
+        published: Figures of other methods on the same question, from elsewhere.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -60,6 +80,8 @@ class Study:
     cells_per_condition: int = 400
     config: dict[str, dict[str, Any]]
     variants: dict[str, dict[str, dict[str, Any]]]
+    targets: tuple[str, ...] = ()
+    published: Published | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +121,13 @@ class Job:
 def read_study(path: Path) -> Study:
     """Read a study; ConfigError lists what is wrong with it."""
     try:
-        return TypeAdapter(Study).validate_python(read_yaml(path))
+        study = TypeAdapter(Study).validate_python(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path} is not a quality study: {error}") from error
+    unknown = sorted(set(study.targets) - set(TARGETS))
+    if unknown:
+        raise ConfigError(f"{path}: no targets {unknown}. Choose from: {', '.join(TARGETS)}.")
+    return study
 
 
 def load_job_cells(config: Config, only: Sequence[str]) -> Cells:

@@ -1,16 +1,16 @@
-"""The table of a quality study, from the scores in its folders."""
+"""The dated page of a quality study, from the scores in its folders."""
 
 import datetime
-import json
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
+from benchmarks.markdown import interval, spoken, spread, table
 from benchmarks.quality_job import MODES
-from benchmarks.quality_study import Study
+from benchmarks.quality_judges import judges_section
+from benchmarks.quality_results import Results, by_condition
+from benchmarks.quality_study import Published, Study
+from benchmarks.quality_targets import TARGETS
 from sedd.evaluation.baselines import (
     ADDITIVE,
     BASELINES,
@@ -19,7 +19,7 @@ from sedd.evaluation.baselines import (
     NO_CHANGE,
     RIDGE,
 )
-from sedd.evaluation.uncertainty import Interval, mean_interval, paired_difference
+from sedd.evaluation.uncertainty import mean_interval, paired_difference
 
 METRICS = {
     "pearson": "Pearson of shift",
@@ -32,61 +32,42 @@ METRICS = {
     "correlation_structure": "correlation structure",
 }
 FORMATS = {"mse": "{:.4f}", "zero_fraction_error": "{:.4f}", "variance_ratio": "{:.2f}"}
-
-
-@dataclass(frozen=True)
-class Results:
-    """All scores of a study: one row per variant, fold, seed, condition and method."""
-
-    scores: pd.DataFrame
-    separation: pd.DataFrame
-    facts: pd.DataFrame
-
-
-def read_results(folders: Sequence[Path]) -> Results:
-    """Read what the jobs wrote."""
-    scores, separations, facts = [], [], []
-    for folder in folders:
-        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        seed = int(job["config"].split("training:")[1].split("seed: ")[1].split("\n")[0])
-        where = {"variant": job["variant"], "fold": job["fold"], "seed": seed}
-        content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        scores += [where | record for record in content["records"]]
-        separations += [where | record for record in content["separation"]]
-        facts.append(where | json.loads((folder / "facts.json").read_text(encoding="utf-8")))
-    table = pd.DataFrame(scores)
-    reliability = table["shift_reliability"]
-    table["attainable"] = np.where(reliability >= 0.2, table["pearson"] / reliability, np.nan)
-    table["condition"] = table["cell_type"] + " × " + table["perturbation"]
-    return Results(table, pd.DataFrame(separations), pd.DataFrame(facts))
+OF_CONDITIONS = (
+    "pearson", "energy_distance", "common_degs", "variance_ratio", "correlation_structure",
+)  # fmt: skip
 
 
 def to_markdown(study: Study, results: Results, *, command: str) -> str:
     """The dated page of a study."""
-    first = next(iter(study.variants))
-    main = results.scores[results.scores["variant"] == first]
+    main = results.of_variant(next(iter(study.variants)))
     parts = [
         f"# {study.name}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         study.question,
-        _head(study, results, command),
+        _head(results, command),
+    ]
+    if study.targets:
+        parts += ["## Targets", _target_table(study.targets, main)]
+    parts += [
         "## All methods",
         "Mean over conditions of the mean over seeds, with a 95 % interval over conditions "
         "(`sedd.evaluation.uncertainty`). `of attainable` divides by the reliability of the real "
         "shift (split halves, Spearman-Brown).",
-        _method_table(main),
-        _differences(main),
-        "## Every condition",
-        _condition_table(main),
+        _method_table(main.scores),
+        _differences(main.scores),
     ]
-    if len(results.separation):
-        own = results.separation[results.separation["variant"] == first]
-        parts += ["## Telling perturbations apart", _separation_table(own)]
+    if study.published is not None:
+        parts += ["## Published figures", _published(study.published, main.scores)]
+    if len(main.judged):
+        parts += ["## The field's judges", judges_section(main.judged, main.left_out)]
+    if len(main.separation):
+        parts += ["## Telling perturbations apart", _separation_table(main.separation)]
     if len(study.variants) > 1:
         parts += ["## Variants", _variant_table(study, results.scores)]
+    parts += ["## Every condition", _condition_table(main.scores)]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(study: Study, results: Results, command: str) -> str:
+def _head(results: Results, command: str) -> str:
     facts = results.facts
     trained = facts.drop_duplicates("trained_model")
     training, generating = trained["cpu_seconds_training"], facts["cpu_seconds_generating"]
@@ -103,10 +84,15 @@ def _head(study: Study, results: Results, command: str) -> str:
     )
 
 
-def _by_condition(rows: pd.DataFrame, metric: str) -> dict[Hashable, list[float]]:
-    return {
-        str(name): group[metric].astype(float).tolist() for name, group in rows.groupby("condition")
-    }
+def _target_table(names: Sequence[str], results: Results) -> str:
+    lines = []
+    for name in names:
+        target = TARGETS[name]
+        found = [target.judge(results, mode) for mode in MODES]
+        lines.append(
+            [target.wanted, *(f"{'met' if f.met else 'MISSED'}: {f.value}" for f in found)]
+        )
+    return table(["target", *MODES], lines)
 
 
 def _methods(rows: pd.DataFrame) -> list[str]:
@@ -114,16 +100,17 @@ def _methods(rows: pd.DataFrame) -> list[str]:
     return [name for name in (*MODES, *BASELINES, CEILING) if name in present]
 
 
+def _mean(rows: pd.DataFrame, metric: str) -> str:
+    pattern = FORMATS.get(metric, "{:.3f}")
+    return interval(mean_interval(by_condition(rows, metric)), pattern)
+
+
 def _method_table(rows: pd.DataFrame) -> str:
-    lines = [_row(["method", *METRICS.values()]), _row(["---"] * (len(METRICS) + 1))]
-    for method in _methods(rows):
-        chosen = rows[rows["method"] == method]
-        cells = [
-            _interval(mean_interval(_by_condition(chosen, metric)), FORMATS.get(metric, "{:.3f}"))
-            for metric in METRICS
-        ]
-        lines.append(_row([method.replace("_", " "), *cells]))
-    return "\n".join(lines)
+    lines = (
+        [spoken(method), *(_mean(rows[rows["method"] == method], metric) for metric in METRICS)]
+        for method in _methods(rows)
+    )
+    return table(["method", *METRICS.values()], lines)
 
 
 def _differences(rows: pd.DataFrame) -> str:
@@ -139,103 +126,83 @@ def _differences(rows: pd.DataFrame) -> str:
                 continue
             found = [
                 f"{METRICS[metric]} "
-                + _interval(
-                    paired_difference(_by_condition(mine, metric), _by_condition(other, metric)),
+                + interval(
+                    paired_difference(by_condition(mine, metric), by_condition(other, metric)),
                     "{:+.3f}",
                 )
                 for metric in ("pearson", "energy_distance", "common_degs")
             ]
-            lines.append(f"- {mode} - {baseline.replace('_', ' ')}: " + "; ".join(found))
+            lines.append(f"- {mode} - {spoken(baseline)}: " + "; ".join(found))
     return "\n".join(lines)
 
 
-def _condition_table(rows: pd.DataFrame) -> str:
-    shown = ("pearson", "energy_distance", "common_degs", "correlation_structure")
-    head = ["condition", "cells (control, real)", "reliability", "method"]
-    lines = [_row([*head, *(METRICS[m] for m in shown)]), _row(["---"] * (len(head) + len(shown)))]
-    for name, group in rows.groupby("condition"):
-        first = group.iloc[0]
-        for method in _methods(group):
-            chosen = group[group["method"] == method]
-            values = [_spread(chosen[metric], FORMATS.get(metric, "{:.3f}")) for metric in shown]
-            lines.append(
-                _row(
-                    [
-                        str(name),
-                        f"{first['num_control']}, {first['num_real']}",
-                        f"{first['shift_reliability']:.3f}",
-                        method.replace("_", " "),
-                        *values,
-                    ]
-                )
-            )
-    return "\n".join(lines)
+def _published(published: Published, rows: pd.DataFrame) -> str:
+    """Our means, and beneath them what others printed."""
+    ours = (
+        [f"{spoken(method)} (ours)"]
+        + [_mean(rows[rows["method"] == method], metric) for metric in published.metrics]
+        for method in (*MODES, ADDITIVE, NO_CHANGE)
+    )
+    theirs = (
+        [method, *(f"{value:.3f}" for value in values)]
+        for method, values in published.methods.items()
+    )
+    head = ["method", *(METRICS[metric] for metric in published.metrics)]
+    return f"{published.source}\n\n{table(head, [*ours, *theirs])}"
 
 
 def _separation_table(rows: pd.DataFrame) -> str:
-    lines = [
-        _row(["cell type", "method", "PDS (l1)", "PDS (cosine)", "likeness", "real", "collapsed"]),
-        _row(["---"] * 7),
-    ]
-    for (cell_type, method), group in rows.groupby(["cell_type", "method"]):
-        lines.append(
-            _row(
-                [
-                    str(cell_type),
-                    str(method).replace("_", " "),
-                    _spread(group["discrimination_l1"], "{:.3f}"),
-                    _spread(group["discrimination_cosine"], "{:.3f}"),
-                    _spread(group["predicted"], "{:.2f}"),
-                    _spread(group["real"], "{:.2f}"),
-                    "yes" if group["collapsed"].any() else "no",
-                ]
-            )
-        )
-    return "\n".join(lines)
+    head = ["cell type", "method", "PDS (l1)", "PDS (cosine)", "likeness", "real", "collapsed"]
+    lines = (
+        [
+            str(cell_type),
+            spoken(method),
+            spread(group["discrimination_l1"], "{:.3f}"),
+            spread(group["discrimination_cosine"], "{:.3f}"),
+            spread(group["predicted"], "{:.2f}"),
+            spread(group["real"], "{:.2f}"),
+            "yes" if group["collapsed"].any() else "no",
+        ]
+        for (cell_type, method), group in rows.groupby(["cell_type", "method"])
+    )
+    return table(head, lines)
 
 
 def _variant_table(study: Study, scores: pd.DataFrame) -> str:
-    """What each variant changes, over the folds and seeds that it shares with the first."""
-    shown = ("pearson", "energy_distance", "common_degs", "variance_ratio", "correlation_structure")
-    lines = [
-        _row(["variant", "mode", *(METRICS[m] for m in shown), "Pearson against the first"]),
-        _row(["---"] * (len(shown) + 3)),
-    ]
+    """What each variant changes, over the folds that it shares with the first."""
     first = next(iter(study.variants))
+    lines = []
     for variant in study.variants:
         for mode in MODES:
             rows = scores[(scores["variant"] == variant) & (scores["method"] == mode)]
             if rows.empty:
                 continue
             base = scores[(scores["variant"] == first) & (scores["method"] == mode)]
-            difference = paired_difference(
-                _by_condition(rows, "pearson"), _by_condition(base, "pearson")
-            )
             values = [
-                f"{mean_interval(_by_condition(rows, metric)).estimate:.3f}" for metric in shown
+                f"{mean_interval(by_condition(rows, metric)).estimate:.3f}"
+                for metric in OF_CONDITIONS
             ]
-            versus = "" if variant == first else _interval(difference, "{:+.3f}")
-            lines.append(_row([variant, mode, *values, versus]))
-    return "\n".join(lines)
+            versus = [
+                interval(
+                    paired_difference(by_condition(rows, metric), by_condition(base, metric)),
+                    "{:+.3f}",
+                )
+                for metric in ("pearson", "energy_distance")
+            ]
+            lines.append([variant, mode, *values, *(["", ""] if variant == first else versus)])
+    head = ["variant", "mode", *(METRICS[metric] for metric in OF_CONDITIONS)]
+    return table([*head, "Pearson against the first", "energy against the first"], lines)
 
 
-def _interval(interval: Interval, pattern: str) -> str:
-    if np.isnan(interval.estimate):
-        return "n/a"
-    text = pattern.format(interval.estimate)
-    if np.isnan(interval.low) or interval.low == interval.high:
-        return text
-    return f"{text} [{pattern.format(interval.low)}, {pattern.format(interval.high)}]"
-
-
-def _spread(values: pd.Series, pattern: str) -> str:
-    """Mean over seeds, with the standard deviation where there are several."""
-    values = values.astype(float).dropna()
-    if values.empty:
-        return "n/a"
-    text = pattern.format(values.mean())
-    return text if len(values) < 2 else f"{text} ± {pattern.format(values.std())}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _condition_table(rows: pd.DataFrame) -> str:
+    lines = []
+    for name, group in rows.groupby("condition"):
+        first = group.iloc[0]
+        cells = f"{first['num_control']}, {first['num_real']}"
+        for method in _methods(group):
+            chosen = group[group["method"] == method]
+            values = [spread(chosen[m], FORMATS.get(m, "{:.3f}")) for m in OF_CONDITIONS]
+            reliability = f"{first['shift_reliability']:.3f}"
+            lines.append([str(name), cells, reliability, spoken(method), *values])
+    head = ["condition", "cells (control, real)", "reliability", "method"]
+    return table([*head, *(METRICS[metric] for metric in OF_CONDITIONS)], lines)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import quality_job
+from benchmarks.quality_results import read_results
 from benchmarks.quality_score import score_job
 from benchmarks.quality_study import Job, plan, read_study
-from benchmarks.quality_table import read_results, to_markdown
+from benchmarks.quality_table import to_markdown
 from benchmarks.quality_vectors import read_perturbations, with_readable_vectors
 from sedd.data.cells import Cells, write_h5ad
 from sedd.data.vectors import read_vectors
