@@ -141,7 +141,7 @@ def _published(published: Published, rows: pd.DataFrame) -> str:
     ours = (
         [f"{spoken(method)} (ours)"]
         + [_mean(rows[rows["method"] == method], metric) for metric in published.metrics]
-        for method in (*MODES, ADDITIVE, NO_CHANGE)
+        for method in _methods(rows)
     )
     theirs = (
         [method, *(f"{value:.3f}" for value in values)]
