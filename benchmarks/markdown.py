@@ -16,9 +16,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def interval(found: Interval, pattern: str) -> str:
     """An estimate with its bounds, if it has any."""
-    if np.isnan(found.estimate):
-        return "n/a"
-    text = pattern.format(found.estimate)
+    text = number(found.estimate, pattern)
     if np.isnan(found.low) or found.low == found.high:
         return text
     return f"{text} [{pattern.format(found.low)}, {pattern.format(found.high)}]"
@@ -27,10 +25,18 @@ def interval(found: Interval, pattern: str) -> str:
 def spread(values: pd.Series, pattern: str) -> str:
     """Mean over seeds, with the standard deviation where there are several."""
     values = values.astype(float).dropna()
-    if values.empty:
-        return "n/a"
-    text = pattern.format(values.mean())
+    text = number(values.mean(), pattern)
     return text if len(values) < 2 else f"{text} ± {pattern.format(values.std())}"
+
+
+def number(value: float, pattern: str = "{:.3f}") -> str:
+    """A number, or that there is none."""
+    return "n/a" if np.isnan(value) else pattern.format(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 training, 2 trainings."""
+    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def spoken(name: object) -> str:

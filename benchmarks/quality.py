@@ -5,12 +5,12 @@
 A job is a trained model and the cells it generates; both are kept under --work_dir, with the
 scores, so that a run that was cut off goes on where it stopped, over several sittings if need be
 (--max_minutes starts no new job after that long). Jobs that differ in `inference` alone share the
-trained model. Prints the table and writes it to benchmarks/results/DATE-STUDY.md; each job becomes
-an MLflow run of the experiment `quality`.
+trained model; scores that other sources made are made anew. Prints the table of all that is scored
+and, when everything is done, writes it to benchmarks/results/DATE-STUDY.md; each job becomes an
+MLflow run of the experiment `quality`.
 """
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -22,12 +22,16 @@ from pathlib import Path
 
 from benchmarks.quality_job import predict
 from benchmarks.quality_judges import judge_job
-from benchmarks.quality_results import JUDGED, is_judged, read_results
+from benchmarks.quality_results import is_judged, is_scored, read_results
 from benchmarks.quality_score import score_job
 from benchmarks.quality_study import ROOT, Job, Study, configure, load_job_cells, plan, read_study
 from benchmarks.quality_table import to_markdown
+from benchmarks.quality_targets import require_targets
+from benchmarks.quality_tracking import track_job
 from benchmarks.quality_vectors import with_readable_vectors
+from pipelines.command_line import Parser, entry
 from pipelines.judging import require_judgeable
+from sedd.errors import Preempted, UsageError
 from sedd.evaluation.judges import JUDGES
 from sedd.storage import write_text
 
@@ -52,8 +56,8 @@ class Task:
 
     @property
     def scored(self) -> bool:
-        """Whether its scores are there."""
-        return (self.folder / "scores.json").is_file()
+        """Whether its scores are there, by the sources of now, with the baselines if asked for."""
+        return is_scored(self.folder, baselines=self.baselines)
 
     @property
     def done(self) -> bool:
@@ -61,27 +65,35 @@ class Task:
         return self.scored and (not self.judges or is_judged(self.folder))
 
 
+@entry
 def main(argv: Sequence[str]) -> int:
     """Run a study as far as time allows and print its table."""
     arguments = _parser().parse_args(argv)
     study = read_study(arguments.study)
+    require_targets(study)
+    if not arguments.data_dir.is_dir():
+        raise UsageError(
+            f"--data_dir {arguments.data_dir} is no folder. Name the one that holds "
+            f"{study.config.get('data', {}).get('train_data_path')}."
+        )
     tasks = list(_tasks(study, arguments))
     waiting = [task for task in tasks if not task.done]
     print(f"{study.name}: {len(tasks)} jobs, {len(tasks) - len(waiting)} done before")
     _run(waiting, arguments.processes, arguments.max_minutes, arguments.tracking_uri)
-    done = [task.folder for task in tasks if task.done]
-    if not done:
-        print("nothing is done yet")
+    scored = [task.folder for task in tasks if task.scored]
+    if not scored:
+        print("nothing is scored yet")
         return 1
+    num_done = sum(task.done for task in tasks)
     command = f"python -m benchmarks.quality {arguments.study} --data_dir DATA"
     command += " --judges" * arguments.judges
-    page = to_markdown(study, read_results(done), command=command)
-    if len(done) == len(tasks):
+    page = to_markdown(study, read_results(scored), command=command)
+    if num_done == len(tasks):
         path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{study.name}.md"
         write_text(path, page)
     print(page)
-    print(f"{len(done)} of {len(tasks)} jobs done")
-    return 0 if len(done) == len(tasks) else 75
+    print(f"{num_done} of {len(tasks)} jobs done")
+    return 0 if num_done == len(tasks) else Preempted.exit_code
 
 
 def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
@@ -91,16 +103,16 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
     )
     cells = load_job_cells(first, study.only)
     require_judgeable(JUDGES if arguments.judges else (), cells.kind)
-    seen = set()
+    seen: set[tuple[tuple[str, str], ...]] = set()
     for planned in plan(study, cells, arguments.data_dir):
         job = with_readable_vectors(planned, cells, arguments.work_dir / "vectors")
         key = job.key(cells.source.digest)
         name = f"{job.variant}-{job.fold}-{job.seed}".replace("/", "_").replace(" ", "_")
         folder = arguments.work_dir / study.name / f"{name}-{key}"
         models = arguments.work_dir / "trained"
-        leads = job.fold not in seen
+        leads = job.conditions not in seen
         yield Task(job, folder, models, baselines=leads, judges=leads and arguments.judges)
-        seen.add(job.fold)
+        seen.add(job.conditions)
 
 
 def _run(
@@ -124,7 +136,7 @@ def _run(
                 future.result()
                 minutes = (time.monotonic() - started) / 60
                 print(f"{minutes:6.1f} min  {task.folder.name}", flush=True)
-                _track(task, tracking_uri)
+                track_job(task.folder, tracking_uri)
 
 
 def _work(task: Task) -> None:
@@ -136,30 +148,8 @@ def _work(task: Task) -> None:
         judge_job(task.folder)
 
 
-def _track(task: Task, tracking_uri: str | None) -> None:
-    """The job as an MLflow run: configuration, scores of every method, facts."""
-    from pipelines.tracking import driver_run
-
-    content = json.loads((task.folder / "scores.json").read_text(encoding="utf-8"))
-    metrics: dict[str, float] = {}
-    for record in content["records"]:
-        name = f"{record['method']}/{record['perturbation']}/{record['cell_type']}"
-        for metric in ("pearson", "energy_distance", "common_degs", "correlation_structure"):
-            if record[metric] == record[metric]:
-                metrics[f"quality/{metric}/{name}"] = record[metric]
-    with driver_run(
-        "quality", experiment_dir=task.folder, experiment="quality", tracking_uri=tracking_uri
-    ) as run:
-        job = task.job
-        run.set_tags({"study": job.study, "variant": job.variant, "fold": job.fold})
-        run.log_metrics(metrics)
-        run.log_artifacts(task.folder / "scores.json")
-        for name in JUDGED if is_judged(task.folder) else ():
-            run.log_artifacts(task.folder / name)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("study", type=Path, help="YAML file of benchmarks/configs")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of the h5ad files")
     parser.add_argument("--work_dir", type=Path, default=Path("experiments/quality"))
@@ -169,8 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         "--judges", action="store_true", help="ask cell-eval and cell-eval2 too (extra `eval`)"
     )
     parser.add_argument("--tracking_uri", help="MLflow server or database")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.markdown import spoken, table
+from benchmarks.markdown import counted, number, spoken, table
 from benchmarks.quality_job import MODES, read_predicted
-from benchmarks.quality_score import read_truth
+from benchmarks.quality_score import prediction_of, read_truth
 from benchmarks.quality_study import job_from_json
 from pipelines.judging import judge_predictions, write_judged
-from sedd.evaluation.baselines import Prediction
 from sedd.evaluation.judge_runs import ALL
 from sedd.evaluation.judge_tables import CAPTIONS, HEADLINES
 from sedd.evaluation.judges import JUDGES
@@ -23,12 +22,7 @@ def judge_job(folder: Path) -> None:
     truth = read_truth(job, folder, tokens=True)
     found = {mode: read_predicted(folder, mode, truth.cells.kind) for mode in MODES}
     predictions = {
-        condition: {
-            mode: Prediction.of_cells(
-                mode, found[mode][condition].log1p, found[mode][condition].control_row
-            )
-            for mode in MODES
-        }
+        condition: {mode: prediction_of(mode, found[mode][condition], job) for mode in MODES}
         for condition in job.conditions
     }
     with tempfile.TemporaryDirectory() as files:
@@ -37,18 +31,19 @@ def judge_job(folder: Path) -> None:
 
 def judges_section(judged: pd.DataFrame, left_out: pd.DataFrame) -> str:
     """A table of each judge's headline metrics: means over folds and cell types."""
-    aggregates = judged[judged["perturbation"] == ALL]
+    first = judged.groupby("fold")["seed"].transform("first")
+    aggregates = judged[(judged["perturbation"] == ALL) & (judged["seed"] == first)]
     parts = []
     for (judge, version), rows in aggregates.groupby(["judge", "version"]):
         means = rows.pivot_table(index="method", columns="metric", values="value")
         metrics = [name for name in HEADLINES[str(judge)] if name in means]
         lines = (
-            [spoken(method), *(_number(means.loc[method, name]) for name in metrics)]
+            [spoken(method), *(number(means.loc[method, name]) for name in metrics)]
             for method in order_methods(means.index)
         )
         types = rows[["fold", "cell_type"]].drop_duplicates()
         parts += [
-            f"**{judge} {version}**, first seed of each fold, {len(types)} cell types. "
+            f"**{judge} {version}**, first seed of each fold, {counted(len(types), 'cell type')}. "
             + CAPTIONS[str(judge)],
             table(["method", *metrics], lines),
         ]
@@ -65,7 +60,3 @@ def _left_out(rows: pd.DataFrame) -> list[str]:
         f"Left out: {', '.join(sorted(set(metrics)))} ({reason})."
         for reason, metrics in chosen.groupby("reason")["metric"]
     ]
-
-
-def _number(value: float) -> str:
-    return "n/a" if pd.isna(value) else f"{value:.3f}"

@@ -1,23 +1,25 @@
 """Scores of what a job predicted: the model's two modes, and once per fold the baselines."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality_job import MODES, read_predicted
+from benchmarks.quality_job import MODES, Predicted, read_predicted
+from benchmarks.quality_results import scoring_digest
 from benchmarks.quality_study import Job, job_from_json, load_job_cells
 from benchmarks.quality_vectors import read_perturbations
 from pipelines.experiment import split_cells
-from pipelines.scoring import Truth
+from pipelines.scoring import Truth, paired, separate, units_of
 from sedd.data.cells import Cells
 from sedd.data.splits import Split
 from sedd.data.tokens import Tokenizer
-from sedd.evaluation.baselines import Prediction, TokenCells, TrainingCells, baseline_predictions
-from sedd.evaluation.discrimination import separation
+from sedd.evaluation.baselines import TokenCells, TrainingCells, baseline_predictions
+from sedd.evaluation.discrimination import Separation
 from sedd.evaluation.metrics import limits, score
+from sedd.evaluation.prediction import Prediction
 from sedd.storage import write_text
 
 Record = Mapping[str, object]
@@ -29,26 +31,32 @@ def score_job(folder: Path, *, baselines: bool) -> None:
     job = job_from_json((folder / "job.json").read_text(encoding="utf-8"))
     truth = read_truth(job, folder, tokens=baselines)
     predictions = {mode: read_predicted(folder, mode, truth.cells.kind) for mode in MODES}
-    real, records = {}, []
-    by_method: dict[str, dict[Condition, np.ndarray]] = {}
+    records = []
+    shifts: dict[Condition, dict[str, np.ndarray]] = {}
     for condition in job.conditions:
-        real[condition] = truth.log1p[truth.held_out(*condition)]
+        real = truth.log1p[truth.held_out(*condition)]
         control = truth.controls(condition[0])
-        made = [Prediction.of_cells(mode, predictions[mode][condition].log1p) for mode in MODES]
+        made = [
+            paired(truth, condition[0], prediction_of(mode, predictions[mode][condition], job))
+            for mode in MODES
+        ]
         if baselines:
-            made += baseline_predictions(truth.training, *condition, real_log1p=real[condition])
-        bounds = asdict(limits(real[condition], control))
+            made += baseline_predictions(truth.training, *condition, real_log1p=real)
+        bounds = asdict(limits(real, control))
+        control_mean = control.mean(0, dtype=np.float64)
+        shifts[condition] = {each.name: each.mean_log1p - control_mean for each in made}
         for prediction in made:
-            scored = asdict(score(prediction, real[condition], control))
-            by_method.setdefault(prediction.name, {})[condition] = (
-                prediction.mean_log1p - control.mean(0, dtype=np.float64)
-            )
+            scored = asdict(score(prediction, real, control))
             records.append(
                 {"cell_type": condition[0], "perturbation": condition[1],
-                 "num_real": len(real[condition]), "num_control": len(control),
+                 "num_real": len(real), "num_control": len(control),
                  "method": prediction.name, **scored, **bounds}
             )  # fmt: skip
-    content = {"records": records, "separation": list(_separations(by_method, real, truth))}
+    content = {
+        "scoring": scoring_digest(),
+        "records": records,
+        "separation": [_separation_record(each) for each in separate(truth, shifts)],
+    }
     write_text(folder / "scores.json", json.dumps(content))
 
 
@@ -97,31 +105,19 @@ def _tokenized(job: Job, cells: Cells, split: Split) -> TokenCells:
     return TokenCells(tokenizer.encode(values[known]), tokenizer.num_bins, decode)
 
 
-def _separations(
-    shifts: Mapping[str, Mapping[Condition, np.ndarray]],
-    real: Mapping[Condition, np.ndarray],
-    truth: Truth,
-) -> Iterable[Record]:
-    """Discrimination and collapse of each method, in cell types with several perturbations."""
-    for method, found in shifts.items():
-        for cell_type in sorted({condition[0] for condition in found}):
-            names = [perturbation for of, perturbation in found if of == cell_type]
-            if len(names) < 2:
-                continue
-            measured = separation(
-                cell_type,
-                method,
-                {name: found[cell_type, name] for name in names},
-                {name: real[cell_type, name] for name in names},
-                truth.controls(cell_type),
-                truth.cells.genes,
-            )
-            yield {
-                "cell_type": cell_type,
-                "method": method,
-                "num_candidates": measured.num_candidates,
-                "discrimination_l1": measured.discrimination_l1,
-                "discrimination_cosine": measured.discrimination_cosine,
-                **asdict(measured.likeness),
-                "collapsed": measured.likeness.collapsed,
-            }
+def prediction_of(mode: str, made: Predicted, job: Job) -> Prediction:
+    """Generated cells as the evaluation takes them."""
+    units = units_of(len(made.depth), job.config.inference.shard_size)
+    return Prediction.of_cells(mode, made.log1p, made.control_row, units)
+
+
+def _separation_record(measured: Separation) -> Record:
+    return {
+        "cell_type": measured.cell_type,
+        "method": measured.method,
+        "num_candidates": measured.num_candidates,
+        "discrimination_l1": measured.discrimination_l1,
+        "discrimination_cosine": measured.discrimination_cosine,
+        **asdict(measured.likeness),
+        "collapsed": measured.likeness.collapsed,
+    }

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from benchmarks.quality_targets import TARGETS
 from pipelines.experiment import load_cells
 from sedd.config import Config, from_dict, from_yaml, read_yaml
 from sedd.data.cells import Cells
@@ -66,6 +65,7 @@ class Study:
         variants: Changes of `config` by name; the first is the model the others are held against.
         targets: What the first variant should reach, names of `benchmarks.quality_targets`.
         published: Figures of other methods on the same question, from elsewhere.
+        caution: What was chosen looking at these folds, for the head of every table of them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -82,6 +82,12 @@ class Study:
     variants: dict[str, dict[str, dict[str, Any]]]
     targets: tuple[str, ...] = ()
     published: Published | None = None
+    caution: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where there is nothing to run."""
+        if not self.seeds or not self.variants:
+            raise ConfigError(f"Study {self.name!r} has no seeds or no variants; give one of each.")
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,9 @@ class Job:
 def read_study(path: Path) -> Study:
     """Read a study; ConfigError lists what is wrong with it."""
     try:
-        study = TypeAdapter(Study).validate_python(read_yaml(path))
+        return TypeAdapter(Study).validate_python(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path} is not a quality study: {error}") from error
-    unknown = sorted(set(study.targets) - set(TARGETS))
-    if unknown:
-        raise ConfigError(f"{path}: no targets {unknown}. Choose from: {', '.join(TARGETS)}.")
-    return study
 
 
 def load_job_cells(config: Config, only: Sequence[str]) -> Cells:
@@ -185,8 +187,13 @@ def configure(study: Study, variant: str, *, seed: int, data_dir: Path) -> Confi
 
 def source_digest() -> str:
     """Hash of the sources that shape a prediction."""
+    return digest_of(SHAPING)
+
+
+def digest_of(sources: Sequence[str]) -> str:
+    """Hash of files and of all Python files in folders, by their names in the repository."""
     digest = hashlib.sha256()
-    for name in SHAPING:
+    for name in sources:
         path = ROOT / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())

@@ -5,21 +5,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.markdown import interval, spoken, spread, table
+from benchmarks.markdown import counted, interval, number, spoken, spread, table
 from benchmarks.quality_job import MODES
 from benchmarks.quality_judges import judges_section
-from benchmarks.quality_results import Results, by_condition
+from benchmarks.quality_results import Results, difference_of, mean_of
 from benchmarks.quality_study import Published, Study
 from benchmarks.quality_targets import TARGETS
-from sedd.evaluation.baselines import (
-    ADDITIVE,
-    BASELINES,
-    CEILING,
-    MEAN_OF_OTHERS,
-    NO_CHANGE,
-    RIDGE,
-)
-from sedd.evaluation.uncertainty import mean_interval, paired_difference
+from sedd.evaluation.baselines import BASELINES, CEILING
 
 METRICS = {
     "pearson": "Pearson of shift",
@@ -35,6 +27,7 @@ FORMATS = {"mse": "{:.4f}", "zero_fraction_error": "{:.4f}", "variance_ratio": "
 OF_CONDITIONS = (
     "pearson", "energy_distance", "common_degs", "variance_ratio", "correlation_structure",
 )  # fmt: skip
+OF_DIFFERENCES = ("pearson", "energy_distance", "common_degs")
 
 
 def to_markdown(study: Study, results: Results, *, command: str) -> str:
@@ -45,15 +38,17 @@ def to_markdown(study: Study, results: Results, *, command: str) -> str:
         study.question,
         _head(results, command),
     ]
+    if study.caution is not None:
+        parts.append(f"**Not independent:** {study.caution}")
     if study.targets:
         parts += ["## Targets", _target_table(study.targets, main)]
     parts += [
         "## All methods",
-        "Mean over conditions of the mean over seeds, with a 95 % interval over conditions "
-        "(`sedd.evaluation.uncertainty`). `of attainable` divides by the reliability of the real "
-        "shift (split halves, Spearman-Brown).",
+        f"Mean over conditions of the mean over seeds, {_sureness(main.scores)} `of attainable` "
+        "divides by the reliability of the real shift (split halves, Spearman-Brown).",
         _method_table(main.scores),
-        _differences(main.scores),
+        "Paired differences, model minus baseline, over the conditions that both have:",
+        _difference_table(main.scores),
     ]
     if study.published is not None:
         parts += ["## Published figures", _published(study.published, main.scores)]
@@ -62,7 +57,7 @@ def to_markdown(study: Study, results: Results, *, command: str) -> str:
     if len(main.separation):
         parts += ["## Telling perturbations apart", _separation_table(main.separation)]
     if len(study.variants) > 1:
-        parts += ["## Variants", _variant_table(study, results.scores)]
+        parts += ["## Variants", _variant_table(study, results)]
     parts += ["## Every condition", _condition_table(main.scores)]
     return "\n\n".join(parts) + "\n"
 
@@ -74,13 +69,34 @@ def _head(results: Results, command: str) -> str:
     minutes = (training.sum() + generating.sum()) / 60
     data = ", ".join(sorted(set(facts["data_digest"].str[:12])))
     commits = ", ".join(sorted(set(facts["commit"])))
+    scoring = ", ".join(sorted(set(facts["scoring"].str[:12])))
     genes = ", ".join(sorted({str(len(names)) for names in facts["genes"]}))
     return (
         f"`{command}`. Data {data}; {genes} genes; seeds {sorted(set(facts['seed']))}; "
-        f"{len(trained)} trainings, {minutes:.0f} CPU minutes in all "
+        f"{counted(len(trained), 'training')}, {minutes:.0f} CPU minutes in all "
         f"(training {training.median():.0f} s and generating {generating.median():.0f} s in the "
         f"median, at most "
-        f"{facts['peak_rss_mb'].max()} MB). Commit {commits}; {facts['machine'].iloc[0]}."
+        f"{facts['peak_rss_mb'].max()} MB). Commit {commits}; scoring {scoring}; "
+        f"{facts['machine'].iloc[0]}."
+    )
+
+
+def _sureness(rows: pd.DataFrame) -> str:
+    """What the intervals are over, and so what they speak for."""
+    groups, conditions = rows["group"].nunique(), rows["condition"].nunique()
+    by_type = (rows["group"] == rows["cell_type"]).all()
+    unit, other = ("cell type", "perturbation") if by_type else ("perturbation", "cell type")
+    if groups < 2:
+        return f"without intervals, since {counted(groups, unit)} says nothing about others."
+    text = f"with a 95 % interval over {counted(groups, unit)} (`sedd.evaluation.uncertainty`)"
+    if groups == conditions:
+        return f"{text}."
+    shared = (
+        "its control cells and a model that never saw it perturbed" if by_type else "its effect"
+    )
+    return (
+        f"{text}: of the {conditions} conditions, those of one {unit} are drawn together, since "
+        f"they share {shared}. It speaks for other {unit}s and takes the {other}s as they are."
     )
 
 
@@ -88,7 +104,7 @@ def _target_table(names: Sequence[str], results: Results) -> str:
     lines = []
     for name in names:
         target = TARGETS[name]
-        found = [target.judge(results, mode) for mode in MODES]
+        found = [target.found(results, mode) for mode in MODES]
         lines.append(
             [target.wanted, *(f"{'met' if f.met else 'MISSED'}: {f.value}" for f in found)]
         )
@@ -102,7 +118,7 @@ def _methods(rows: pd.DataFrame) -> list[str]:
 
 def _mean(rows: pd.DataFrame, metric: str) -> str:
     pattern = FORMATS.get(metric, "{:.3f}")
-    return interval(mean_interval(by_condition(rows, metric)), pattern)
+    return interval(mean_of(rows, metric), pattern)
 
 
 def _method_table(rows: pd.DataFrame) -> str:
@@ -113,27 +129,20 @@ def _method_table(rows: pd.DataFrame) -> str:
     return table(["method", *METRICS.values()], lines)
 
 
-def _differences(rows: pd.DataFrame) -> str:
-    """Model minus no change and minus additive (ridge and mean where nothing is to be added)."""
-    additive = ADDITIVE in set(rows["method"])
-    rivals = (ADDITIVE, NO_CHANGE) if additive else (RIDGE, MEAN_OF_OTHERS, NO_CHANGE)
-    lines = ["Paired differences (model - baseline):", ""]
+def _difference_table(rows: pd.DataFrame) -> str:
+    """Each mode against every baseline that was scored."""
+    lines = []
     for mode in MODES:
         mine = rows[rows["method"] == mode]
-        for baseline in rivals:
+        for baseline in (name for name in _methods(rows) if name in BASELINES):
             other = rows[rows["method"] == baseline]
-            if other.empty:
-                continue
-            found = [
-                f"{METRICS[metric]} "
-                + interval(
-                    paired_difference(by_condition(mine, metric), by_condition(other, metric)),
-                    "{:+.3f}",
-                )
-                for metric in ("pearson", "energy_distance", "common_degs")
-            ]
-            lines.append(f"- {mode} - {spoken(baseline)}: " + "; ".join(found))
-    return "\n".join(lines)
+            shared = len(set(mine["condition"]) & set(other["condition"]))
+            found = (
+                interval(difference_of(mine, other, metric), "{:+.3f}") for metric in OF_DIFFERENCES
+            )
+            lines.append([spoken(mode), spoken(baseline), str(shared), *found])
+    head = ["model", "baseline", "conditions", *(METRICS[metric] for metric in OF_DIFFERENCES)]
+    return table(head, lines)
 
 
 def _published(published: Published, rows: pd.DataFrame) -> str:
@@ -161,37 +170,46 @@ def _separation_table(rows: pd.DataFrame) -> str:
             spread(group["discrimination_cosine"], "{:.3f}"),
             spread(group["predicted"], "{:.2f}"),
             spread(group["real"], "{:.2f}"),
-            "yes" if group["collapsed"].any() else "no",
+            _collapsed(group),
         ]
         for (cell_type, method), group in rows.groupby(["cell_type", "method"])
     )
     return table(head, lines)
 
 
-def _variant_table(study: Study, scores: pd.DataFrame) -> str:
-    """What each variant changes, over the folds that it shares with the first."""
+def _collapsed(rows: pd.DataFrame) -> str:
+    """Whether the alarm rang in any seed whose likeness is defined."""
+    defined = rows[rows[["predicted", "real"]].notna().all(axis=1)]
+    if defined.empty:
+        return "n/a"
+    return "yes" if defined["collapsed"].any() else "no"
+
+
+def _variant_table(study: Study, results: Results) -> str:
+    """What each variant changes, over the folds that it shares with the first, and its training."""
     first = next(iter(study.variants))
-    lines = []
+    scores, lines = results.scores, []
     for variant in study.variants:
+        facts = results.facts[results.facts["variant"] == variant]
+        training = [
+            number(facts["validation_nelbo"].mean(), "{:.4f}"),
+            number(facts["cpu_seconds_training"].mean(), "{:.0f}"),
+        ]
         for mode in MODES:
             rows = scores[(scores["variant"] == variant) & (scores["method"] == mode)]
             if rows.empty:
                 continue
             base = scores[(scores["variant"] == first) & (scores["method"] == mode)]
-            values = [
-                f"{mean_interval(by_condition(rows, metric)).estimate:.3f}"
-                for metric in OF_CONDITIONS
-            ]
+            values = [number(mean_of(rows, metric).estimate) for metric in OF_CONDITIONS]
             versus = [
-                interval(
-                    paired_difference(by_condition(rows, metric), by_condition(base, metric)),
-                    "{:+.3f}",
-                )
+                interval(difference_of(rows, base, metric), "{:+.3f}")
                 for metric in ("pearson", "energy_distance")
             ]
-            lines.append([variant, mode, *values, *(["", ""] if variant == first else versus)])
+            versus = ["", ""] if variant == first else versus
+            lines.append([variant, mode, *values, *versus, *training])
     head = ["variant", "mode", *(METRICS[metric] for metric in OF_CONDITIONS)]
-    return table([*head, "Pearson against the first", "energy against the first"], lines)
+    head += ["Pearson against the first", "energy against the first"]
+    return table([*head, "validation NELBO", "training (CPU s)"], lines)
 
 
 def _condition_table(rows: pd.DataFrame) -> str:

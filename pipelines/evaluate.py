@@ -2,10 +2,10 @@
 
 Scores what `generate` wrote for each held-out (cell type, perturbation), and cells of the other
 mode drawn for the purpose, so that every evaluation shows both. Predictions never see the truth:
-they are read, or drawn, before the held-out cells are.
+they come from the checkpoint and the generated files alone; of the held-out cells only their number
+decides which conditions are scored.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,16 +18,18 @@ if __package__ in (None, ""):
 
 from pipelines import command_line
 from pipelines.fanout import Source, read_part, run_units
-from pipelines.generate import CELLS, RECORD, find_source, read_arguments
+from pipelines.generate import CELLS, find_source, read_arguments
+from pipelines.repeat import Evaluated, folder_of, read_how_generated
 from sedd.config import Config
 from sedd.errors import DataError, UsageError
 from sedd.flags import FLAGS
+from sedd.inference import InferenceConfig
 
 if TYPE_CHECKING:
     from sedd.data.cells import Cells
     from sedd.data.reference import Reference
     from sedd.data.splits import Split
-    from sedd.evaluation.baselines import Prediction
+    from sedd.evaluation.prediction import Prediction
     from sedd.evaluation.report import ConditionResult, Provenance, ReportFigure, ReportTable
 
 DESCRIPTION = "Score generated cells against held-out real cells, beside baselines and ceiling."
@@ -46,10 +48,10 @@ def run(
     """Evaluate; writes tables and report, and returns the summary as Markdown.
 
     Raises:
-        UsageError: Nothing was held out, or held-out conditions were not generated.
+        UsageError: Nothing was held out, or held-out conditions were not generated, or not alike.
         DataError: The data are not the ones the experiment was trained on.
     """
-    from pipelines.experiment import load_cells
+    from pipelines.experiment import load_cells, load_config
     from pipelines.judging import judge_predictions, require_judgeable, write_judged
     from pipelines.model_card import document, provenance_of, separation_metrics, separation_tables
     from pipelines.responses import measure_responses, response_figures, write_responses
@@ -69,10 +71,20 @@ def run(
         split = Split.load(folder / "split.json", data_digest=cells.source.digest)
         conditions = _conditions(cells, split)
         source = find_source(config)
-        predictions = _predictions(config, source, conditions, generated)
         trained = load_trained(source.checkpoint, config.model)
+        experiment = replace(load_config(folder), experiment_dir=config.experiment_dir)
+        drawn = read_how_generated(
+            generated,
+            [cell_type for cell_type, _ in conditions],
+            trained.reference.vocabulary,
+            source,
+            experiment.inference,
+        )
+        asked, config = config, replace(config, inference=drawn[0])
+        predictions = _predictions(config, source, conditions, generated)
         swept = draw_sweep(trained, conditions, config.inference) if sampler_sweep else {}
         truth = read_truth(cells, split, trained, config.data.control_name)
+        responses = measure_responses(truth, predictions)  # refuses twins of no control cell
         results = [
             score_condition(truth, trained, condition, predictions[condition])
             for condition in conditions
@@ -82,15 +94,21 @@ def run(
         table = to_markdown(results)
         write_text(output / "summary.md", to_markdown(results, bold=False) + "\n")
         figures = draw_figures(truth, results, predictions, config.inference.mode)
-        responses = measure_responses(truth, predictions)
         write_responses(output / "response.csv", truth, responses)
         figures += response_figures(responses)
         steps = report_sampler(output / "sampler.csv", trained, truth, swept, config.inference)
         figures += steps.figures
         judged = judge_predictions(judges, truth, predictions, folder / "judges")
         write_judged(output, judged)
-        known = provenance_of(config, truth, source.digest)
-        separations = document(output, config, truth, trained, known, results)
+        evaluated = Evaluated(
+            config=asked,
+            experiment=experiment,
+            drawn=drawn,
+            generated=generated,
+            flags=_own_flags(sampler_sweep=sampler_sweep, judges=judges),
+        )
+        known = provenance_of(evaluated, truth, source.digest)
+        separations = document(output, evaluated, truth, trained, known, results)
         tables = [*separation_tables(separations), *judge_report(judged)]
         _write_report(output / "report.html", known, config, results, figures, tables)
         metrics = _flat_metrics(results, config.inference.mode)
@@ -120,20 +138,27 @@ def _conditions(cells: "Cells", split: "Split") -> list[tuple[str, str]]:
     return enough
 
 
+def _own_flags(*, sampler_sweep: bool, judges: Sequence[str]) -> tuple[str, ...]:
+    """The flags of this verb alone, as they were given."""
+    sweep = ("--sampler_sweep", "true") if sampler_sweep else ()
+    return (*sweep, *(("--judges", *judges) if judges else ()))
+
+
 def _predictions(
-    config: Config, source: Source, conditions: Sequence[tuple[str, str]], generated: Path
+    config: Config,
+    source: Source,
+    conditions: Sequence[tuple[str, str]],
+    generated: Path,
 ) -> dict[tuple[str, str], dict[str, "Prediction"]]:
     """Cells of both modes for each condition: those that were generated, and the other mode's."""
     from sedd.data.reference import Reference
 
-    reference = Reference.load(source.checkpoint)
-    found: dict[tuple[str, str], dict[str, Prediction]] = {}
-    for condition in conditions:
-        prediction = _read_generated(source, reference, condition, generated)
-        found[condition] = {prediction.name: prediction}
-    mode, num_cells = next(
-        (mode, len(p.cells_log1p)) for modes in found.values() for mode, p in modes.items()
-    )
+    reference, mode = Reference.load(source.checkpoint), config.inference.mode
+    found = {
+        condition: {mode: _read_generated(reference, condition, generated, config.inference)}
+        for condition in conditions
+    }
+    num_cells = len(found[conditions[0]][mode].cells_log1p)
     other = OTHER_MODE[mode]
     drawn = _draw(config, source, conditions, other, num_cells)
     for condition, prediction in drawn.items():
@@ -142,34 +167,21 @@ def _predictions(
 
 
 def _read_generated(
-    source: Source, reference: "Reference", condition: tuple[str, str], generated: Path
+    reference: "Reference", condition: tuple[str, str], generated: Path, how: InferenceConfig
 ) -> "Prediction":
     """The generated cells of one condition, under the name of their mode."""
+    from pipelines.scoring import units_of
     from sedd.data.generated import read_generated
-    from sedd.evaluation.baselines import Prediction
-    from sedd.storage import folder_names
+    from sedd.evaluation.prediction import Prediction
 
-    cell_type = condition[0]
-    name = folder_names(list(reference.vocabulary.cell_types))[cell_type]
-    folder = generated / f"celltype_{name}"
-    command = f"python -m pipelines.generate --cell_types {cell_type!r}"
-    if not (folder / CELLS).is_file():
-        message = f"{folder / CELLS} is not there. Generate it first: {command}."
-        raise UsageError(message)
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if record["model_digest"] != source.digest:
-        message = (
-            f"{folder / CELLS} was generated by another model than {source.checkpoint}. Generate "
-            f"again: {command} --overwrite."
-        )
-        raise UsageError(message)
     there = read_generated(
-        folder / CELLS,
+        folder_of(generated, reference.vocabulary, condition[0]) / CELLS,
         condition,
         genes=reference.vocabulary.genes,
         kind=reference.tokenizer.kind,
     )
-    return Prediction.of_cells(record["mode"], there.cells.log1p_cp10k(), there.control_row)
+    units = units_of(len(there.control_row), how.shard_size)
+    return Prediction.of_cells(how.mode, there.cells.log1p_cp10k(), there.control_row, units)
 
 
 def _draw(
@@ -182,7 +194,8 @@ def _draw(
     """Cells of a mode that was not generated, for the held-out conditions alone."""
     import numpy as np
 
-    from sedd.evaluation.baselines import Prediction
+    from pipelines.scoring import units_of
+    from sedd.evaluation.prediction import Prediction
     from sedd.generation import plan_units
 
     inference = replace(
@@ -207,6 +220,7 @@ def _draw(
             mode,
             np.concatenate([part.log1p_cp10k() for part in cells]),
             np.concatenate([part.control_row for part in cells]),
+            units_of(num_cells, inference.shard_size),
         )
     shutil.rmtree(parts, ignore_errors=True)
     return drawn

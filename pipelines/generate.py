@@ -1,12 +1,13 @@
 """`generate`: a trained experiment in, whole perturbed cells per cell type out.
 
-Names are checked before any folder is made. Units of (cell type, perturbation, shard) are drawn by
-Ray actors; when all of a type are there they become one h5ad, renamed into place.
+Names and controls are checked before any folder is made. Units of (cell type, perturbation, shard)
+are drawn by Ray actors; when all of a type are there they become one h5ad, renamed into place.
 """
 
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ if __package__ in (None, ""):
 from pipelines import command_line
 from pipelines.fanout import Source, read_part, run_units
 from sedd.config import Config, resolve
-from sedd.errors import OutputExistsError, UsageError
+from sedd.errors import DataError, OutputExistsError, UsageError
 from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ CELLS = "generated_cells.h5ad"
 RECORD = "generation_config.json"
 FIXED = ("num_genes", "batch_col")
 """Values of the section `data` that generation refuses to change."""
+ONLY_TRAINING = ("COND_LABELS_PT_PATH", "CELLTYPE_LABELS_PT_PATH")
+"""Variables of the environment that generation leaves alone: a checkpoint holds its vectors."""
+SETTINGS = (
+    "mode", "sampler", "num_steps", "block_schedule", "temperature", "shrink_effects", "guidance",
+    "effect_anchor", "shard_size", "seed",
+)  # fmt: skip
+"""Values of the section `inference` that fix the cells of a unit, as in `Unit.key`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,7 @@ def run(config: Config, output: Output) -> list[Path]:
 
     Raises:
         UsageError: A cell type or perturbation that the model does not know.
+        DataError: A cell type without control cells to start from.
         OutputExistsError: Other cells stand in the output folder.
     """
     from pipelines.experiment import only_writer
@@ -60,6 +69,7 @@ def run(config: Config, output: Output) -> list[Path]:
     )
     cell_types, perturbations = chosen_labels(config, vocabulary)
     source = find_source(config)
+    _require_controls(source, cell_types)
     names = folder_names(list(vocabulary.cell_types))
     folders = {label: output.folder / f"celltype_{names[label]}" for label in cell_types}
     plan = {label: plan_units([label], perturbations, config.inference) for label in cell_types}
@@ -111,6 +121,25 @@ def find_source(config: Config) -> Source:
     return Source(checkpoint=checkpoint, model=config.model, digest=trained.digest)
 
 
+def _require_controls(source: Source, cell_types: Sequence[str]) -> None:
+    """Refuse cell types that no control cell of the training data belongs to."""
+    from sedd.data.hdf5 import listing
+    from sedd.data.reference import Reference
+
+    reference = Reference.load(source.checkpoint)
+    known, control = reference.vocabulary.cell_types, reference.vocabulary.control_name
+    present = {known[number] for number in reference.control_cells.cell_type}
+    without = [label for label in cell_types if label not in present]
+    if without:
+        others = [label for label in cell_types if label in present] or sorted(present)
+        message = (
+            f"The training data hold no {control!r} cell of {listing(without)}, so there is "
+            f"nothing to start from. Leave them out, --cell_types {shlex.join(others)}, or add "
+            f"{control!r} cells of these types and train again."
+        )
+        raise DataError(message)
+
+
 def _assemble(
     config: Config,
     source: Source,
@@ -150,20 +179,12 @@ def _record(
     counts: dict[str, int] = {}
     for unit in units:
         counts[unit.perturbation] = counts.get(unit.perturbation, 0) + unit.num_cells
-    inference = config.inference
     return {
         "cell_type": units[0].cell_type,
         "model_digest": source.digest,
         "checkpoint": source.checkpoint.name,
         "experiment": Path(config.experiment_dir).name,
-        "mode": inference.mode,
-        "sampler": inference.sampler,
-        "num_steps": inference.num_steps,
-        "block_schedule": inference.block_schedule,
-        "temperature": inference.temperature,
-        "shrink_effects": inference.shrink_effects,
-        "shard_size": inference.shard_size,
-        "seed": inference.seed,
+        **{name: getattr(config.inference, name) for name in SETTINGS},
         "git_commit": git_commit() or "unknown",
         "include_controls": output.include_controls,
         "cells_per_perturbation": counts,
@@ -198,13 +219,15 @@ def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     arguments = parser.parse_args(argv)
     from pipelines.experiment import load_config  # after --help, which imports nothing heavy
 
-    asked = command_line.read_config(arguments, FLAGS)
     said = command_line.given(arguments, FLAGS)
+    environment = {key: text for key, text in os.environ.items() if key not in ONLY_TRAINING}
+    given = {"environment": environment, "flags": said.flags, "settings": said.settings}
+    asked = resolve(file=command_line.config_file(said), **given)
     trained = replace(load_config(Path(asked.experiment_dir)), resume=None)
     if said.config or os.environ.get("CONFIG"):
         # A file may say how to generate; what was trained stands in the experiment.
         trained = replace(trained, inference=asked.inference, scaling=asked.scaling)
-    config = resolve(environment=os.environ, flags=said.flags, settings=said.settings, base=trained)
+    config = resolve(**given, base=trained)
     if (
         "cell_type" in said.flags or os.environ.get("CELL_TYPE")
     ) and "cell_types" not in said.flags:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.scoring import Truth
-    from sedd.evaluation.baselines import Prediction
     from sedd.evaluation.judge_tables import Judged
     from sedd.evaluation.judges import LabelledCounts, Question
+    from sedd.evaluation.prediction import Prediction
 
 Condition = tuple[str, str]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.repeat import Evaluated, evaluate_command, repeat_commands
 from sedd.config import Config
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ CAPTION = (
 )
 
 
-def provenance_of(config: Config, truth: "Truth", model_digest: str) -> "Provenance":
+def provenance_of(evaluated: Evaluated, truth: "Truth", model_digest: str) -> "Provenance":
     """What was evaluated, and the command that does it again."""
     from sedd.evaluation.report import Provenance
 
@@ -38,63 +39,33 @@ def provenance_of(config: Config, truth: "Truth", model_digest: str) -> "Provena
         data_digest=truth.cells.source.digest,
         split_hash=truth.split.digest,
         model_digest=model_digest,
-        seed=config.inference.seed,
-        command=f"python -m pipelines.evaluate --experiment_dir {Path(config.experiment_dir).name}",
+        seed=evaluated.how.seed,
+        command=evaluate_command(evaluated),
         versions={name: importlib.metadata.version(name) for name in ("torch", "ray", "mlflow")},
     )
 
 
 def document(
     output: Path,
-    config: Config,
+    evaluated: Evaluated,
     truth: "Truth",
     trained: "Trained",
     provenance: "Provenance",
     results: Sequence["ConditionResult"],
 ) -> list["Separation"]:
     """Write `separation.csv` (where there is one to write) and `model_card.md`."""
+    from pipelines.scoring import separate
     from sedd.storage import write_text
 
-    separations = separate(truth, results)
+    shifts = {(r.cell_type, r.perturbation): r.shifts for r in results}
+    separations = separate(truth, shifts)
     path = output / "separation.csv"
     path.unlink(missing_ok=True)
     if separations:
         write_text(path, _table(separations).to_csv(index=False))
     card = output / "model_card.md"
-    _write_card(card, config, truth, trained, provenance, results, separations)
+    _write_card(card, evaluated, truth, trained, provenance, results, separations)
     return separations
-
-
-def separate(truth: "Truth", results: Sequence["ConditionResult"]) -> list["Separation"]:
-    """How each method tells the held-out perturbations of a cell type apart, where there are two.
-
-    A method counts in a cell type if it predicts each of them. The ceiling is half of the real
-    cells, to be found among the other halves.
-    """
-    from sedd.evaluation.baselines import CEILING, split_half_ceiling
-    from sedd.evaluation.discrimination import separation
-    from sedd.evaluation.report import order_methods
-
-    found = []
-    for cell_type in dict.fromkeys(result.cell_type for result in results):
-        of_type = {r.perturbation: r for r in results if r.cell_type == cell_type}
-        if len(of_type) < 2:
-            continue
-        control = truth.controls(cell_type)
-        real = {name: truth.log1p[truth.held_out(cell_type, name)] for name in of_type}
-        halves = {
-            name: half
-            for name, cells in real.items()
-            if (half := split_half_ceiling(cells).against_log1p) is not None
-        }
-        for method in order_methods(name for result in of_type.values() for name in result.shifts):
-            shifts = {n: r.shifts[method] for n, r in of_type.items() if method in r.shifts}
-            candidates = halves if method == CEILING else real
-            if len(shifts) == len(of_type):
-                found.append(
-                    separation(cell_type, method, shifts, candidates, control, truth.cells.genes)
-                )
-    return found
 
 
 def separation_tables(separations: Sequence["Separation"]) -> list["ReportTable"]:
@@ -129,7 +100,7 @@ def separation_metrics(separations: Sequence["Separation"], mode: str) -> dict[s
 
 def _write_card(
     path: Path,
-    config: Config,
+    evaluated: Evaluated,
     truth: "Truth",
     trained: "Trained",
     provenance: "Provenance",
@@ -138,29 +109,24 @@ def _write_card(
 ) -> None:
     from sedd.evaluation.card import CardFacts, write_model_card
 
-    vocabulary = trained.reference.vocabulary
-    name = Path(config.experiment_dir).name
+    vocabulary, experiment = trained.reference.vocabulary, evaluated.experiment
     facts = CardFacts(
-        name=name,
+        name=Path(experiment.experiment_dir).name,
         data_file=Path(truth.cells.source.path).name,
         num_cells=len(truth.cells),
         num_genes=len(truth.cells.genes),
         cell_types=tuple(vocabulary.cell_types),
-        perturbations=tuple(p for p in vocabulary.perturbations if p != config.data.control_name),
-        control_name=config.data.control_name,
+        perturbations=vocabulary.perturbations[1:],
+        control_name=vocabulary.control_name,
         split_kind=truth.split.kind,
         held_out=truth.split.held_out,
         num_parameters=sum(p.numel() for p in trained.denoiser.parameters()),
         training_step=trained.step,
-        training_seed=config.training.seed,
-        training_seconds=_training_seconds(config),
-        mode=config.inference.mode,
-        num_steps=config.inference.num_steps,
-        commands=(
-            f"python -m pipelines.train --config {name}/config.yaml --experiment_dir again",
-            "python -m pipelines.generate --experiment_dir again",
-            "python -m pipelines.evaluate --experiment_dir again",
-        ),
+        training_seed=experiment.training.seed,
+        training_seconds=_training_seconds(experiment),
+        mode=evaluated.how.mode,
+        num_steps=evaluated.how.num_steps,
+        commands=repeat_commands(evaluated),
         provenance=provenance,
     )
     write_model_card(path, results, facts, separations)

@@ -10,7 +10,7 @@ from sedd.errors import DataError
 
 if TYPE_CHECKING:
     from pipelines.scoring import Truth
-    from sedd.evaluation.baselines import Prediction
+    from sedd.evaluation.prediction import Prediction
     from sedd.evaluation.report import ReportFigure
     from sedd.evaluation.response import Response
 

@@ -72,7 +72,7 @@ def report_sampler(
     if profile is None:
         return SamplerReport()
     bounds = step_bounds(profile)
-    scores = {setting: _score(truth, cells) for setting, cells in swept.items()}
+    scores = {name: _score(truth, cells, config.shard_size) for name, cells in swept.items()}
     _write_table(path, bounds, scores)
     knees = {"even": knee(profile, equal_blocks), "measured": knee(profile, measured_blocks)}
     energy = {
@@ -103,14 +103,19 @@ def _draw(trained: "Trained", condition: Condition, config: "InferenceConfig") -
     return np.concatenate([generate_unit(trained, unit, config).log1p_cp10k() for unit in units])
 
 
-def _score(truth: "Truth", cells: Mapping[Condition, np.ndarray]) -> tuple[float, float]:
+def _score(
+    truth: "Truth", cells: Mapping[Condition, np.ndarray], shard_size: int
+) -> tuple[float, float]:
     """Mean energy distance and correlation structure over the conditions."""
-    from sedd.evaluation.metrics import MAX_CELLS, correlation_structure, energy_distance
+    from pipelines.scoring import units_of
+    from sedd.evaluation.energy import energy_distance
+    from sedd.evaluation.metrics import MAX_CELLS, correlation_structure
 
     scores = []
     for condition, log1p in cells.items():
         real = truth.log1p[truth.held_out(*condition)]
-        distance = energy_distance(log1p, real, max_cells=MAX_CELLS)
+        units = units_of(len(log1p), shard_size)
+        distance = energy_distance(log1p, real, x_units=units, max_cells=MAX_CELLS)
         scores.append((distance, correlation_structure(log1p, real)))
     distance, correlation = np.mean(scores, axis=0)
     return float(distance), float(correlation)

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from sedd.checkpoint import Trained
     from sedd.data.cells import Cells
     from sedd.data.splits import Split
-    from sedd.evaluation.baselines import Prediction, TrainingCells
+    from sedd.evaluation.baselines import TrainingCells
+    from sedd.evaluation.discrimination import Separation
+    from sedd.evaluation.prediction import Prediction
     from sedd.evaluation.report import ConditionResult, ReportFigure
 
 NELBO_CELLS = 300
 NELBO_DRAWS = 8
+TWINS = "counterfactual"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,8 @@ def score_condition(
     rows = truth.held_out(*condition)
     real, control = truth.log1p[rows], truth.controls(condition[0])
     others = baseline_predictions(truth.training, *condition, real_log1p=real)
-    everything = (*predictions.values(), *others)
+    mine = (paired(truth, condition[0], prediction) for prediction in predictions.values())
+    everything = (*mine, *others)
     scores = {prediction.name: score(prediction, real, control) for prediction in everything}
     bootstrap = ScoreBootstrap(real, control)
     control_mean = control.mean(axis=0, dtype=np.float64)
@@ -121,6 +125,56 @@ def _nelbo(truth: Truth, trained: "Trained", rows: np.ndarray, mode: str) -> dic
     tokens = batch.tokens.numpy()
     independent = -law[np.arange(law.shape[0]), tokens].mean()
     return {mode: float(nelbo.mean()), CONTROL_HISTOGRAM: float(independent)}
+
+
+def units_of(num_cells: int, shard_size: int) -> np.ndarray:
+    """Which generated cells of a condition were drawn together: units follow each other."""
+    return np.arange(num_cells) // shard_size
+
+
+def paired(truth: Truth, cell_type: str, prediction: "Prediction") -> "Prediction":
+    """Twins with the mean that their effects state; any other prediction as it is."""
+    if prediction.name != TWINS or prediction.control_row is None:
+        return prediction
+    return prediction.as_twins(truth.log1p[prediction.control_row], truth.controls(cell_type))
+
+
+def separate(
+    truth: Truth, shifts: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
+) -> list["Separation"]:
+    """How each method tells the held-out perturbations of a cell type apart, where there are two.
+
+    A method counts in a cell type if it predicts each of them. The ceiling is half of the real
+    cells, to be found among the other halves.
+
+    Args:
+        truth: The real cells.
+        shifts: Predicted mean shift of each method, by condition.
+    """
+    from sedd.evaluation.baselines import CEILING, split_half_ceiling
+    from sedd.evaluation.discrimination import separation
+    from sedd.evaluation.report import order_methods
+
+    found = []
+    for cell_type in dict.fromkeys(cell_type for cell_type, _ in shifts):
+        of_type = {name: methods for (of, name), methods in shifts.items() if of == cell_type}
+        if len(of_type) < 2:
+            continue
+        control = truth.controls(cell_type)
+        real = {name: truth.log1p[truth.held_out(cell_type, name)] for name in of_type}
+        halves = {
+            name: half
+            for name, cells in real.items()
+            if (half := split_half_ceiling(cells).against_log1p) is not None
+        }
+        for method in order_methods(name for methods in of_type.values() for name in methods):
+            own = {name: of[method] for name, of in of_type.items() if method in of}
+            candidates = halves if method == CEILING else real
+            if len(own) == len(of_type):
+                found.append(
+                    separation(cell_type, method, own, candidates, control, truth.cells.genes)
+                )
+    return found
 
 
 def draw_figures(

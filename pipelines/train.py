@@ -44,6 +44,7 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
     _require_fresh(config)
     cells = load_cells(config)
     split = split_cells(config, cells)
+    _warn_of_types_without_controls(cells, config.data.control_name)
     with only_writer(folder, "train"):
         shards = shards_for(config, cells, split)
         provenance = {
@@ -141,6 +142,21 @@ def _require_equal_shares(config: Config) -> None:
             f"Use --num_workers {max(n for n in valid if n <= workers)}, or another --batch_size."
         )
         raise UsageError(message)
+
+
+def _warn_of_types_without_controls(cells: "Cells", control_name: str) -> None:
+    """Say which cell types can be trained on, but not be generated."""
+    from sedd.data.hdf5 import listing
+
+    known = set(cells.cell_type)
+    without = sorted(known - set(cells.cell_type[cells.perturbation == control_name]))
+    if without:
+        command_line.warn(
+            f"{len(without)} of {len(known)} cell types have no {control_name!r} cell: "
+            f"{listing(without)}. They are trained on, but cells can only be generated for types "
+            "with controls: leave the others out of the file, or name the types to generate with "
+            "--cell_types."
+        )
 
 
 def _require_fresh(config: Config) -> None:

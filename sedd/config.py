@@ -75,6 +75,17 @@ class Config:
     resume: str | None = None
     """auto takes the newest valid checkpoint, a path takes that one, null starts afresh."""
 
+    def __post_init__(self) -> None:
+        """Check what one section cannot say alone."""
+        path, dropout = self.data.celltype_labels_pt_path, self.model.cell_type_label_dropout
+        if path is not None and not dropout < 1:
+            message = (
+                f"data.celltype_labels_pt_path is {path!r}, but model.cell_type_label_dropout is "
+                f"{dropout}, so the model is told no cell-type label and would not read the file; "
+                "set e.g. model.cell_type_label_dropout=0.1 to use it, or leave it out."
+            )
+            raise ValueError(message)
+
     def to_yaml(self) -> str:
         """Text that `from_yaml` reads back."""
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)

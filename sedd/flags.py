@@ -30,7 +30,7 @@ FLAGS = (
     Flag(
         "celltype_labels_pt_path",
         "data.celltype_labels_pt_path",
-        "file of cell type -> vector",
+        "file of cell type -> vector; needs model.cell_type_label_dropout below 1",
         "CELLTYPE_LABELS_PT_PATH",
     ),
     Flag("size", "model.size", "small, medium or large"),

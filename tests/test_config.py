@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sedd.config import MAX_BYTES, Config, from_yaml, resolve
+from sedd.data.choices import DataConfig
 from sedd.errors import ConfigError
 from sedd.flags import FLAGS
 from sedd.model.config import ModelConfig
@@ -79,20 +80,22 @@ def test_nothing_given_is_the_default():
 
 
 EXAMPLES = {"num_genes": "all", "size": "medium", "use_gpu": "true", "mode": "population"}
+TOLD_TYPES = resolve(settings=["model.cell_type_label_dropout=0.5"])
+"""A base under which every flag may stand alone, vectors of cell types too."""
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_every_flag_reaches_its_value_and_only_that(flag):
     given = ["T cell", "B cell"] if flag.nargs else EXAMPLES.get(flag.name, "3")
 
-    config = resolve(flags={flag.name: given})
+    config = resolve(flags={flag.name: given}, base=TOLD_TYPES)
 
     found = value(config, flag.key)
     expected = tuple(given) if flag.nargs else {"3": (3, "3"), "true": (True,)}.get(given, (given,))
     assert found == expected if flag.nargs else found in expected
     assert found != value(Config(), flag.key) or flag.name == "use_gpu"
     changed = yaml.safe_load(config.to_yaml())
-    default = yaml.safe_load(Config().to_yaml())
+    default = yaml.safe_load(TOLD_TYPES.to_yaml())
     *section, name = flag.key.split(".")
     (changed[section[0]] if section else changed).pop(name)
     (default[section[0]] if section else default).pop(name)
@@ -101,7 +104,7 @@ def test_every_flag_reaches_its_value_and_only_that(flag):
 
 @pytest.mark.parametrize("flag", [f for f in FLAGS if f.env], ids=lambda flag: flag.env)
 def test_every_environment_variable_reaches_its_value(flag):
-    config = resolve(environment={flag.env: "somewhere", "UNRELATED": "x"})
+    config = resolve(environment={flag.env: "somewhere", "UNRELATED": "x"}, base=TOLD_TYPES)
 
     assert value(config, flag.key) == "somewhere"
 
@@ -252,9 +255,27 @@ def test_a_value_that_cannot_be_is_refused_with_what_was_wanted(settings, wanted
     assert re.search(wanted, message(settings=settings))
 
 
+def test_vectors_of_cell_types_that_the_model_would_not_read_are_refused_in_one_line():
+    given = {"celltype_labels_pt_path": "types.pt"}
+
+    head, *lines = message(flags=given).splitlines()
+
+    assert head == "the configuration is not a valid configuration:"
+    assert lines == [
+        "  data.celltype_labels_pt_path is 'types.pt', but model.cell_type_label_dropout is 1.0, "
+        "so the model is told no cell-type label and would not read the file; set e.g. "
+        "model.cell_type_label_dropout=0.1 to use it, or leave it out."
+    ]
+    for dropout in (0.0, 0.1, 0.999):
+        setting = f"model.cell_type_label_dropout={dropout}"
+        assert resolve(flags=given, settings=[setting]).data.celltype_labels_pt_path == "types.pt"
+
+
 def test_rules_hold_for_python_callers_too():
     with pytest.raises(ValueError, match=r"not a multiple of model\.num_heads 7"):
         ModelConfig(num_heads=7)
+    with pytest.raises(ValueError, match=r"set e\.g\. model\.cell_type_label_dropout=0\.1"):
+        Config(data=DataConfig(celltype_labels_pt_path="types.pt"))
 
 
 @pytest.mark.parametrize("setting", ["model.dropout", "=3", " =3"])

@@ -20,8 +20,9 @@ from sedd.config import Config
 from sedd.data.cells import Cells
 from sedd.data.shards import Shards
 from sedd.data.splits import Split, SplitConfig
-from sedd.evaluation.baselines import CEILING, Prediction, baseline_predictions
+from sedd.evaluation.baselines import CEILING, baseline_predictions
 from sedd.evaluation.metrics import score
+from sedd.evaluation.prediction import Prediction
 from sedd.generation import generate_unit, plan_units
 from sedd.model.inputs import Batch
 from tests.tiny_experiment import tiny_config, tiny_experiment

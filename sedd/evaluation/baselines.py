@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from sedd.errors import DataError
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.shifts import Perturbations, additive_shift, ridge_shift
 
 NO_CHANGE = "no_change"
@@ -38,35 +39,6 @@ Cells = Float[np.ndarray, "cells genes"]
 Histogram = Float[np.ndarray, "genes bins"]
 Histograms = Float[np.ndarray, "types genes bins"]
 Tokens = UInt8[np.ndarray, "cells genes"]
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Predicted cells of one condition under the name of the method.
-
-    `mean_log1p` is what the method says about the mean, which need not be the mean of its cells
-    (the additive baseline clips cells at 0, not its mean). `against_log1p` are the real cells to
-    score it on when it may not be scored on all of them (the ceiling has seen half).
-    `control_row` is the row, in the training file, of the control cell that each cell started from,
-    where cells started from one.
-    """
-
-    name: str
-    cells_log1p: Cells
-    mean_log1p: Float[np.ndarray, " genes"]
-    against_log1p: Float[np.ndarray, "unseen genes"] | None = None
-    control_row: Int[np.ndarray, " cells"] | None = None
-
-    @classmethod
-    def of_cells(
-        cls,
-        name: str,
-        cells_log1p: Cells,
-        control_row: Int[np.ndarray, " cells"] | None = None,
-    ) -> "Prediction":
-        """A prediction whose mean is the mean of its cells."""
-        mean_log1p = cells_log1p.mean(axis=0, dtype=np.float64)
-        return cls(name, cells_log1p, mean_log1p, control_row=control_row)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from sedd.evaluation.baselines import Prediction
 from sedd.evaluation.differential import common_degs
+from sedd.evaluation.energy import energy_distance, finite_control_floor
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.variance import variance_ratio
 
-BLOCK_CELLS = 512
 MAX_CELLS = 2000
 NUM_HALVINGS = 10
 NUM_CORRELATED_GENES = 100
@@ -74,7 +74,9 @@ def score(
     return Scores(
         pearson=pearson_of_shift(mean_log1p, real_mean, control_mean),
         mse=mse_of_means(mean_log1p, real_mean),
-        energy_distance=energy_distance(cells_log1p, real_log1p, max_cells=max_cells, seed=seed),
+        energy_distance=energy_distance(
+            cells_log1p, real_log1p, x_units=prediction.unit, max_cells=max_cells, seed=seed
+        ),
         zero_fraction_error=zero_fraction_error(cells_log1p, real_log1p),
         variance_ratio=variance_ratio(cells_log1p, real_log1p),
         common_degs=common_degs(cells_log1p, real_log1p, control_log1p),
@@ -105,8 +107,10 @@ def pearson_of_shift(
 
     A prediction without any shift scores 0, since it says nothing about the direction; a *real*
     shift that is the same for every gene leaves nothing to correlate with: nan. Both sides subtract
-    the same controls, so sampling noise of few control cells raises every method alike: read it
-    beside `shift_reliability`, which does not share them.
+    the same controls, whose sampling noise a prediction shares with the truth unless it adds an
+    effect to those very controls, as the additive baseline and twins do. Where control cells are
+    few and effects weak, that favours the mean of other cells, the ceiling, and a little every
+    sampled population: read it beside `shift_reliability`, which shares nothing.
     """
     return pearson(predicted_mean_log1p - control_mean_log1p, real_mean_log1p - control_mean_log1p)
 
@@ -114,47 +118,6 @@ def pearson_of_shift(
 def mse_of_means(predicted_mean_log1p: Mean, real_mean_log1p: Mean) -> float:
     """Mean over genes of the squared difference of mean log1p expression."""
     return float(np.mean(np.square(predicted_mean_log1p - real_mean_log1p, dtype=np.float64)))
-
-
-def energy_distance(
-    x_log1p: Float[np.ndarray, "x genes"],
-    y_log1p: Float[np.ndarray, "y genes"],
-    *,
-    max_cells: int | None = None,
-    seed: int = 0,
-) -> float:
-    """Unbiased Euclidean energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|.
-
-    Means within a sample leave out each cell's distance to itself (Székely & Rizzo 2013, as a
-    U-statistic), so two samples of one law score 0 on average and sometimes below. With
-    `max_cells`, each side is first cut to that many cells, drawn without replacement by `seed`.
-    Memory is bounded by blocks of cells; nan where a side has fewer than two cells.
-    """
-    rng = np.random.default_rng(seed)
-    x_log1p, y_log1p = subsample(x_log1p, max_cells, rng), subsample(y_log1p, max_cells, rng)
-    # Distances do not depend on the origin; near the cells, the matmul form cancels less.
-    origin_log1p = mean_expression(x_log1p)
-    between = sum(
-        distances(x, y, origin_log1p).sum() for x in _blocks(x_log1p) for y in _blocks(y_log1p)
-    )
-    between = between / (len(x_log1p) * len(y_log1p))
-    return float(2 * between - _mean_pairwise(x_log1p) - _mean_pairwise(y_log1p))
-
-
-def finite_control_floor(
-    control_log1p: Control, *, max_cells: int | None = None, seed: int = 0
-) -> float:
-    """Energy distance that a perfect copy of n control cells keeps from fresh control cells.
-
-    Cells drawn with replacement from n controls repeat each other, so E|x - x'| within them is
-    (n - 1)/n D, where D is the mean distance of two different controls, while their distance to
-    fresh cells and of fresh cells among themselves is D: the energy distance is D / n in
-    expectation, whatever the number drawn. This is that expectation, without the noise of a
-    bootstrap (measured against the n controls themselves, a bootstrap would show -D / n). Using
-    each control cell once, as no-change and the counterfactual mode do, or smoothing avoids it.
-    """
-    some_log1p = subsample(control_log1p, max_cells, np.random.default_rng(seed))
-    return _mean_pairwise(some_log1p) / len(control_log1p)
 
 
 def zero_fraction_error(predicted_log1p: Predicted, real_log1p: Real) -> float:
@@ -250,44 +213,6 @@ def halvings(
     for _ in range(NUM_HALVINGS):
         order = rng.permutation(num_cells)
         yield order[: num_cells // 2], order[num_cells // 2 :]
-
-
-def subsample(
-    cells_log1p: Cells, max_cells: int | None, rng: np.random.Generator
-) -> Float[np.ndarray, "kept genes"]:
-    """At most `max_cells` cells, drawn without replacement and in their order."""
-    if max_cells is None or len(cells_log1p) <= max_cells:
-        return cells_log1p
-    return cells_log1p[np.sort(rng.choice(len(cells_log1p), max_cells, replace=False))]
-
-
-def _mean_pairwise(cells_log1p: Cells) -> float:
-    """Mean Euclidean distance of two different cells; nan for fewer than two."""
-    if len(cells_log1p) < 2:
-        return float("nan")
-    origin_log1p, blocks, total = mean_expression(cells_log1p), list(_blocks(cells_log1p)), 0.0
-    for i, block in enumerate(blocks):
-        itself = distances(block, block, origin_log1p)
-        np.fill_diagonal(itself, 0)
-        total += itself.sum() + 2 * sum(
-            distances(block, later, origin_log1p).sum() for later in blocks[i + 1 :]
-        )
-    return float(total / (len(cells_log1p) * (len(cells_log1p) - 1)))
-
-
-def _blocks(cells_log1p: Cells) -> Iterator[Float[np.ndarray, "block genes"]]:
-    for start in range(0, len(cells_log1p), BLOCK_CELLS):
-        yield cells_log1p[start : start + BLOCK_CELLS]
-
-
-def distances(
-    x_log1p: Float[np.ndarray, "x genes"], y_log1p: Float[np.ndarray, "y genes"], origin_log1p: Mean
-) -> Float[np.ndarray, "x y"]:
-    """Euclidean distances as |x|^2 + |y|^2 - 2 x.y, in float64."""
-    x, y = x_log1p - origin_log1p, y_log1p - origin_log1p
-    squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None, :]
-    squared -= 2 * (x @ y.T)
-    return np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
 
 
 def _require_cells(**groups: Float[np.ndarray, "_cells _genes"]) -> None:

@@ -13,17 +13,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 
-from sedd.evaluation.baselines import Prediction
-from sedd.evaluation.differential import TOP, rank_sum, top_genes
+from sedd.evaluation.differential import TOP, t_statistic, top_genes
+from sedd.evaluation.energy import distances, subsample
 from sedd.evaluation.metrics import (
     MAX_CELLS,
     ROUNDING,
     Scores,
-    distances,
     mean_expression,
     real_structure,
-    subsample,
 )
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.uncertainty import LEVEL, Interval
 
 NUM_RESAMPLES = 200
@@ -177,11 +176,12 @@ class _Resampled:
         return total * (len(centred) / (len(centred) - 1)) ** 2
 
     def top_genes(self, control_log1p: Control) -> Bool[np.ndarray, "resamples genes"]:
-        """Top genes of each resample; ties are corrected for as in the cells it is drawn from."""
-        test = rank_sum(self.cells_log1p, control_log1p)
-        excess = self.weights @ test.placements - len(control_log1p) / 2
-        z = np.divide(excess, test.spread, out=np.zeros_like(excess), where=test.spread > 0)
-        return top_genes(z, TOP)
+        """Top genes of each resample by Welch's t."""
+        control = control_log1p.astype(np.float64)
+        squares = self.weights @ np.square(self.cells_log1p, dtype=np.float64)
+        variances = np.maximum(squares - np.square(self.means), 0)
+        error = variances / (len(self.cells_log1p) - 1) + control.var(0, ddof=1) / len(control)
+        return top_genes(t_statistic(self.means - control.mean(0), error), TOP)
 
     def correlations(self, genes: Int[np.ndarray, " _chosen"]) -> Float[np.ndarray, "resamples _"]:
         """Gene-gene correlations of each resample, 0 where a gene is constant."""

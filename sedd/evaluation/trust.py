@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sedd.evaluation.baselines import Prediction
 from sedd.evaluation.metrics import Limits, Scores
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.resampling import ScoreBootstrap
 from sedd.evaluation.uncertainty import Interval, mean_interval
 from sedd.evaluation.variance import VarianceCalibration, variance_calibration

@@ -1,6 +1,8 @@
 """A tiny study, run as its command does, and one of its jobs predicted."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -9,6 +11,10 @@ from benchmarks import quality, quality_job
 from benchmarks.quality_study import plan, read_study
 from sedd.data.cells import write_h5ad
 from tests.worlds import tiny_cells
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 TINY_STUDY = """
 name: tiny
@@ -49,3 +55,17 @@ def predicted(tmp_path) -> Path:
     (job, *_) = plan(read_study(tmp_path / "study.yaml"), tiny_cells(), tmp_path)
     quality_job.predict(job, tmp_path / "job", tmp_path / "trained")
     return tmp_path / "job"
+
+
+@pytest.fixture
+def client(tracking_uri) -> "MlflowClient":
+    """Of the store of this test."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+@pytest.fixture
+def runs(client) -> Callable[[], list["Run"]]:
+    """A function that finds the MLflow runs of studies."""
+    return lambda: client.search_runs([client.get_experiment_by_name("quality").experiment_id])

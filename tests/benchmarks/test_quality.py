@@ -19,6 +19,7 @@ from benchmarks.quality_study import (
     plan,
     read_study,
 )
+from benchmarks.quality_targets import require_targets
 from sedd.data.cells import Cells, write_h5ad
 from sedd.data.splits import SplitConfig, make_split
 from sedd.errors import ConfigError, DataError
@@ -176,7 +177,8 @@ def test_a_variant_changes_what_it_names_and_keeps_the_rest_of_the_section():
 
 def test_cells_and_vectors_are_looked_for_in_the_folder_of_the_data():
     given = {"cond_labels_pt_path": "genes.pt", "celltype_labels_pt_path": "types.pt"}
-    changed = study("pairs", config={"data": CONFIG["data"] | given})
+    model = {"cell_type_label_dropout": 0.5}
+    changed = study("pairs", config={"data": CONFIG["data"] | given, "model": model})
 
     named = configure(changed, "full", seed=0, data_dir=DATA).data
     unnamed = configure(study("pairs"), "full", seed=0, data_dir=DATA).data
@@ -250,6 +252,7 @@ def test_a_job_survives_json(folds):
 @pytest.mark.parametrize("path", sorted(quality.ROOT.glob("benchmarks/configs/quality*.yaml")))
 def test_every_study_that_is_kept_can_be_read_and_configured(path):
     found = read_study(path)
+    require_targets(found)
 
     assert path.stem.replace("_", "-") == found.name
     for variant in found.variants:
@@ -266,6 +269,17 @@ def test_a_wrong_word_in_a_study_is_named(tmp_path):
         read_study(path)
 
 
+@pytest.mark.parametrize("nothing", ["seeds: []", "variants: {}"])
+def test_a_study_without_anything_to_run_is_refused(tmp_path, nothing):
+    path = tmp_path / "study.yaml"
+    lines = {"seeds": "seeds: [0]", "variants": "variants: {full: {}}"}
+    lines[nothing.split(":")[0]] = nothing
+    path.write_text("name: x\nquestion: y\nfolds: pairs\nconfig: {}\n" + "\n".join(lines.values()))
+
+    with pytest.raises(ConfigError, match="Study 'x' has no seeds or no variants"):
+        read_study(path)
+
+
 # From end to end.
 
 
@@ -277,7 +291,7 @@ def kept_files(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_a_study_is_run_once_and_goes_on_where_it_was_cut_off(run_study, tmp_path, capsys):
     assert run_study("--max_minutes", 0) == 1
-    assert "nothing is done yet" in capsys.readouterr().out
+    assert "nothing is scored yet" in capsys.readouterr().out
 
     assert run_study() == 0
 

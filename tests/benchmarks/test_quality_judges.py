@@ -25,6 +25,7 @@ def verdict(value: float, **changes) -> dict:
     row = {
         "fold": "A", "judge": "cell-eval", "version": "0.8.2", "method": "population",
         "cell_type": "A", "perturbation": "all", "metric": "pearson_delta", "value": value,
+        "seed": 0,
     }  # fmt: skip
     return row | changes
 
@@ -39,6 +40,7 @@ def test_the_section_has_means_over_folds_and_names_what_is_left_out():
     judged = [
         verdict(0.5),
         verdict(0.7, fold="B", cell_type="B"),
+        verdict(9.0, seed=1),
         verdict(9.0, perturbation="x"),
         verdict(0.1, metric="mae"),
         verdict(0.25, method="additive", metric="mae"),
@@ -56,7 +58,7 @@ def test_the_section_has_means_over_folds_and_names_what_is_left_out():
 
     lines = judges_section(pd.DataFrame(judged), pd.DataFrame(unsaid)).splitlines()
 
-    assert lines[0].startswith("**cell-eval 0.8.2**, first seed of each fold, 2 cell types.")
+    assert lines[0].startswith("**cell-eval 0.8.2**, first seed of each fold, 2 cell types. ")
     assert lines[2:6] == [
         "| method | pearson_delta | mae |",
         "| --- | --- | --- |",
@@ -64,7 +66,7 @@ def test_the_section_has_means_over_folds_and_names_what_is_left_out():
         "| additive | n/a | 0.250 |",
     ]
     assert lines[7] == "Left out: pds_a, pds_b (needs 2 perturbations)."
-    assert lines[9].startswith("**cell-eval2 0.20.0**, first seed of each fold, 1 cell types.")
+    assert lines[9].startswith("**cell-eval2 0.20.0**, first seed of each fold, 1 cell type. ")
     assert lines[11:14] == ["| method | pds_cosine |", "| --- | --- |", "| population | 0.800 |"]
     assert lines[15:] == ["Left out: other (why)."]
 
@@ -81,14 +83,14 @@ def test_the_cells_a_judge_gets_started_from_the_controls_that_are_named(predict
             assert set(truth.cells.perturbation[made.control_row]) == {"control"}
 
 
-def test_log1p_values_cannot_be_judged_and_this_is_said_first(run_study, tmp_path):
+def test_log1p_values_cannot_be_judged_and_this_is_said_first(run_study, tmp_path, capsys):
     cells = tiny_cells()
     log1p = sparse.csr_array(cells.log1p_cp10k())
     write_h5ad(replace(cells, expression=log1p), tmp_path / "cells.h5ad")
 
-    with pytest.raises(UsageError, match="take raw counts and these cells hold log1p"):
-        run_study("--judges")
+    assert run_study("--judges") == UsageError.exit_code
 
+    assert "take raw counts and these cells hold log1p" in capsys.readouterr().err
     assert not (tmp_path / "work" / "trained").exists()
 
 
@@ -120,7 +122,7 @@ def test_the_real_judges_are_asked_about_every_method(predicted: Path):
 
 
 @pytest.mark.slow
-def test_judges_are_asked_for_the_first_seed_of_a_fold_and_once(run_study, tmp_path, capsys):
+def test_judges_are_asked_for_the_first_seed_of_a_fold_and_once(run_study, tmp_path, capsys, runs):
     study = tmp_path / "study.yaml"
     study.write_text(study.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
     assert run_study() == 0
@@ -139,3 +141,4 @@ def test_judges_are_asked_for_the_first_seed_of_a_fold_and_once(run_study, tmp_p
     assert run_study("--judges") == 0
     assert "4 jobs, 4 done before" in capsys.readouterr().out
     assert [file.stat().st_mtime_ns for file in files] == before
+    assert len(runs()) == 4

@@ -1,58 +1,25 @@
 """Each target is met at its threshold and missed just past it; the page says which."""
 
-import pandas as pd
 import pytest
 
 from benchmarks.quality_results import Results
-from benchmarks.quality_study import Published, Study, read_study
-from benchmarks.quality_table import to_markdown
-from benchmarks.quality_targets import TARGETS
+from benchmarks.quality_study import read_study
+from benchmarks.quality_targets import TARGETS, require_targets
 from sedd.errors import ConfigError
+from tests.benchmarks.tables import of_mode, results, told_apart
 
 MODE = "counterfactual"
-DEFAULTS = {
-    "pearson": 0.5, "attainable": 0.6, "energy_distance": 1.0, "mse": 0.1, "common_degs": 0.5,
-    "variance_ratio": 1.0, "zero_fraction_error": 0.01, "correlation_structure": 0.5,
-    "num_real": 50, "num_control": 50, "shift_reliability": 0.9, "control_floor": 0.02,
-}  # fmt: skip
+NAN = float("nan")
 
 
-def scores(**values: dict[str, list[dict[str, float]]]) -> pd.DataFrame:
-    """Rows of methods by condition A, B, …; several of one condition are seeds."""
-    rows = []
-    for method, conditions in values.items():
-        for condition, seeds in conditions.items():
-            labels = {"cell_type": condition, "perturbation": "x", "condition": condition}
-            rows += [
-                {"variant": "full", "fold": condition, "seed": seed, "method": method}
-                | labels | DEFAULTS | given
-                for seed, given in enumerate(seeds)
-            ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def results(separation: list[dict] | None = None, **values) -> Results:
-    facts = {
-        "variant": "full", "fold": "A", "seed": 0, "trained_model": "m", "data_digest": "d" * 64,
-        "cpu_seconds_training": 90.0, "cpu_seconds_generating": 30.0, "commit": "abc",
-        "peak_rss_mb": 7, "machine": "here", "genes": ["g1", "g2"],
-    }  # fmt: skip
-    empty = pd.DataFrame()
-    found = pd.DataFrame(separation or [])
-    return Results(scores(**values), found, empty, empty, pd.DataFrame([facts]))
+def both(metric: str, **values) -> dict:
+    """The same scores of the model and of additive."""
+    return dict.fromkeys((MODE, "additive"), of_mode(metric, **values))
 
 
 def judge(name: str, found: Results, mode: str = MODE) -> tuple[bool, str]:
-    verdict = TARGETS[name].judge(found, mode)
+    verdict = TARGETS[name].found(found, mode)
     return verdict.met, verdict.value
-
-
-def of_mode(metric: str, **values: float | list[float]) -> dict:
-    """One row for each value of a condition."""
-    return {
-        condition: [{metric: value} for value in (given if isinstance(given, list) else [given])]
-        for condition, given in values.items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -147,28 +114,36 @@ def test_the_variance_ratio_holds_in_every_condition(outlier):
     assert judge("variance_ratio", bad)[0] is False
 
 
-def told_apart(method: str, *, score: float, collapsed: bool = False, seed: int = 0) -> dict:
-    return {
-        "variant": "full", "fold": "A", "seed": seed, "cell_type": "A", "method": method,
-        "discrimination_l1": score, "discrimination_cosine": score, "predicted": 0.1, "real": 0.1,
-        "collapsed": collapsed,
-    }  # fmt: skip
-
-
 def test_discrimination_must_be_above_additive_and_equality_is_not():
     for score, met in ((0.9, True), (0.8, False)):
-        rows = [told_apart(MODE, score=score), told_apart("additive", score=0.8)]
-        found = results(rows, counterfactual=of_mode("pearson", A=1))
+        rows = [
+            told_apart(MODE, discrimination_l1=score),
+            told_apart("additive", discrimination_l1=0.8),
+        ]
+        found = results(rows, **both("pearson", A=1))
         assert judge("discrimination_above_additive", found) == (met, f"{score:.3f} to 0.800")
 
 
 def test_one_ring_of_the_alarm_in_any_seed_is_too_many():
     for rings, met in ((0, True), (1, False)):
-        rows = [
-            told_apart(MODE, score=1, collapsed=seed < rings, seed=seed) for seed in range(3)
-        ] + [told_apart("mean_of_others", score=0, collapsed=True)]
+        rows = [told_apart(MODE, collapsed=seed < rings, seed=seed) for seed in range(3)] + [
+            told_apart("mean_of_others", collapsed=True)
+        ]
         found = results(rows, counterfactual=of_mode("pearson", A=1))
         assert judge("alarm_silent", found) == (met, f"rang in {rings} of 3")
+
+
+@pytest.mark.parametrize("unknown", ["predicted", "real"])
+def test_an_alarm_that_could_not_ring_was_not_silent(unknown):
+    undefined = told_apart(MODE, seed=1, **{unknown: NAN})
+    rows = of_mode("pearson", A=1)
+
+    some = results([told_apart(MODE), undefined], counterfactual=rows)
+    none = results([undefined], counterfactual=rows)
+
+    assert judge("alarm_silent", some) == (True, "rang in 0 of 1; undefined in 1")
+    assert judge("alarm_silent", none) == (False, "rang in 0 of 0; undefined in 1")
+    assert judge("alarm_silent", results(counterfactual=rows)) == (False, "rang in 0 of 0")
 
 
 @pytest.mark.parametrize(("mine", "met"), [(0.07, True), (0.08, False)])
@@ -179,50 +154,87 @@ def test_noise_may_cost_no_change_and_the_floor_of_finite_controls(mine, met):
     assert judge("nothing_invented", found) == (met, f"{mine:.3f} of 0.075")
 
 
-# The page.
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("pearson_above_additive", "additive"),
+        ("pearson_never_below_additive", "additive"),
+        ("energy_below_no_change", "no change"),
+        ("energy_below_additive", "additive"),
+        ("energy_of_strongest", "additive, no change"),
+        ("discrimination_above_additive", "additive"),
+        ("nothing_invented", "no change"),
+    ],
+)
+def test_a_target_without_its_baseline_is_missed_and_says_which(name, needed):
+    rows = [told_apart(MODE)]
+
+    found = results(rows, counterfactual=of_mode("pearson", A=1.0, B=1.0))
+
+    assert judge(name, found) == (False, f"no scores of {needed}")
 
 
-def page_study(**changes) -> Study:
-    content = {"name": "tiny", "question": "?", "folds": "cell_types", "config": {}}
-    return Study(**content | {"variants": {"full": {}}} | changes)
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_no_target_is_met_by_nothing(name):
+    assert judge(name, results(additive=of_mode("pearson", A=1.0)))[0] is False
 
 
-def page(found: Results, **changes) -> list[str]:
-    return to_markdown(page_study(**changes), found, command="do").splitlines()
+def test_a_baseline_is_compared_where_it_was_scored_and_the_rest_is_counted():
+    mine = of_mode("pearson", A=0.9, B=0.9, C=0.1)
+    found = results(counterfactual=mine, additive=of_mode("pearson", A=0.5, B=0.5))
+
+    assert judge("pearson_never_below_additive", found) == (
+        True,
+        "2 of 2; no scores of additive in 1",
+    )
+    assert judge("pearson_above_additive", found)[1].startswith("+0.400")
 
 
-def test_the_page_says_what_was_met_and_what_was_missed():
+@pytest.mark.parametrize("name", ["pearson_never_below_additive", "energy_below_additive"])
+def test_nothing_to_compare_is_not_everywhere(name):
+    mine, additive = of_mode("pearson", A=0.9), of_mode("pearson", B=0.5)
+
+    found = judge(name, results(counterfactual=mine, additive=additive))
+
+    assert found == (False, "0 of 0; no scores of additive in 1")
+
+
+def test_what_is_invented_is_counted_where_no_change_was_scored():
+    mine = of_mode("energy_distance", A=0.07, B=9.0)
+    no_change = {"A": [{"energy_distance": 0.05, "control_floor": 0.025}]}
+
+    found = judge("nothing_invented", results(counterfactual=mine, no_change=no_change))
+
+    assert found == (True, "0.070 of 0.075")
+
+
+def test_the_strongest_responder_needs_additive_there():
     found = results(
-        counterfactual=of_mode("common_degs", A=0.61),
-        population=of_mode("common_degs", A=0.59),
-        no_change=of_mode("common_degs", A=0),
+        counterfactual=of_mode("energy_distance", A=0.9, B=1.5),
+        additive=of_mode("energy_distance", A=2.0),
+        no_change=of_mode("energy_distance", A=2.0, B=9.0),
     )
 
-    lines = page(found, targets=("common_degs",))
-
-    assert "| common DEGs of the top 100 ≥ .60 | met: 0.610 | MISSED: 0.590 |" in lines
-    assert "## Targets" not in page(found)
-    assert "1 trainings, 2 CPU minutes in all" in "".join(lines)
+    assert judge("energy_of_strongest", found) == (False, "no scores of additive in B")
 
 
-def test_published_figures_stand_beneath_ours_under_their_source():
-    found = results(
-        counterfactual=of_mode("pearson", A=0.9, B=0.8),
-        population=of_mode("pearson", A=0.7),
-        additive=of_mode("pearson", A=0.6),
-        no_change=of_mode("pearson", A=0.0),
-    )
-    published = Published(source="A paper.", metrics=("pearson",), methods={"scGen": (0.87,)})
+def test_without_two_perturbations_nothing_is_told_apart():
+    found = results(**both("pearson", A=1))
 
-    lines = page(found, published=published)
+    assert judge("discrimination_above_additive", found) == (False, "nothing to tell apart")
 
-    start = lines.index("## Published figures")
-    assert lines[start + 2] == "A paper."
-    rows = [line.split(" | ") for line in lines[start + 6 : start + 11]]
-    assert [(row[0], row[1].split()[0]) for row in rows] == [
-        ("| counterfactual (ours)", "0.850"), ("| population (ours)", "0.700"),
-        ("| additive (ours)", "0.600"), ("| no change (ours)", "0.000"), ("| scGen", "0.870"),
-    ]  # fmt: skip
+
+def test_conditions_of_a_group_do_not_make_additive_beaten():
+    """Two perturbations of +.1 and one of 0, in three types each: nine conditions, three groups."""
+    gains = {"x": 0.1, "y": 0.12, "z": 0.0}
+    names = {f"{kind} × {name}": name for kind in "ABC" for name in gains}
+    mine = {c: [{"pearson": 0.5 + gains[name], "group": name}] for c, name in names.items()}
+    additive = {c: [{"pearson": 0.5, "group": name}] for c, name in names.items()}
+
+    met, value = judge("pearson_above_additive", results(counterfactual=mine, additive=additive))
+
+    assert not met
+    assert value.startswith("+0.073 [-")
 
 
 def test_a_target_that_does_not_exist_is_named_before_anything_runs(tmp_path):
@@ -232,5 +244,5 @@ def test_a_target_that_does_not_exist_is_named_before_anything_runs(tmp_path):
         "targets: [common_degs, fame]\n"
     )
 
-    with pytest.raises(ConfigError, match=r"no targets \['fame'\].*alarm_silent"):
-        read_study(path)
+    with pytest.raises(ConfigError, match=r"'x': no targets \['fame'\].*alarm_silent"):
+        require_targets(read_study(path))

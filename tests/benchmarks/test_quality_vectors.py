@@ -164,9 +164,10 @@ def test_an_unseen_perturbation_is_scored_beside_ridge_on_the_vectors(planned, t
     page = to_markdown(
         read_study(tmp_path / "study.yaml"), read_results([tmp_path / "job"]), command="?"
     )
-    compared = [line.split(":")[0] for line in page.splitlines() if line.startswith("- ")]
-    assert compared == [
-        f"- {mode} - {rival}"
+    rows = [line.split(" | ")[:3] for line in page.splitlines()]
+    compared = [row for row in rows if row[0].removeprefix("| ") in quality_job.MODES]
+    assert [row for row in compared if row[1] in ("ridge", "mean of others", "no change")] == [
+        [f"| {mode}", rival, "3"]
         for mode in quality_job.MODES
         for rival in ("ridge", "mean of others", "no change")
     ]

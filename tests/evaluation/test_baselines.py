@@ -16,7 +16,6 @@ from sedd.evaluation.baselines import (
     NO_CHANGE,
     RIDGE,
     TOKEN_TILT,
-    Prediction,
     TokenCells,
     TrainingCells,
     baseline_predictions,
@@ -27,6 +26,7 @@ from sedd.evaluation.baselines import (
     token_tilt,
 )
 from sedd.evaluation.metrics import score
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.shifts import Perturbations
 
 TYPES = ("B", "T", "NK")
@@ -77,6 +77,18 @@ def test_shifted_cells_are_clipped_at_zero_and_their_mean_is_not():
     assert predicted.name == RIDGE
     np.testing.assert_array_equal(predicted.cells_log1p, [[0, 4], [1, 4]])
     np.testing.assert_array_equal(predicted.mean_log1p, [0, 4])
+
+
+def test_twins_of_some_of_the_controls_state_the_effect_and_not_who_was_chosen():
+    control = np.array([[0.0, 2.0], [4.0, 2.0], [8.0, 2.0]])
+    chosen = np.array([2, 2, 0])
+    twins = Prediction.of_cells("twins", control[chosen] + [1, 0.5], chosen)
+
+    stated = twins.as_twins(control[chosen], control)
+
+    np.testing.assert_allclose(twins.mean_log1p - control.mean(0), [1 + 16 / 3 - 4, 0.5])
+    np.testing.assert_allclose(stated.mean_log1p - control.mean(0), [1, 0.5])
+    assert stated.cells_log1p is twins.cells_log1p
 
 
 def test_each_type_weighs_the_same_in_the_additive_shift_however_many_cells_it_has():

@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from sedd.evaluation.baselines import Prediction, split_half_ceiling
+from sedd.evaluation.baselines import split_half_ceiling
 from sedd.evaluation.differential import common_degs
+from sedd.evaluation.energy import energy_distance, finite_control_floor
 from sedd.evaluation.metrics import (
     correlation_structure,
-    energy_distance,
-    finite_control_floor,
     limits,
     mse_of_means,
     pearson_of_shift,
@@ -20,6 +19,7 @@ from sedd.evaluation.metrics import (
     spearman_brown,
     zero_fraction_error,
 )
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.variance import variance_ratio
 
 
@@ -39,7 +39,7 @@ def test_energy_distance_of_two_point_masses_is_twice_their_distance():
 
 
 def test_energy_distance_equals_a_loop_over_pairs_across_block_borders(monkeypatch):
-    monkeypatch.setattr("sedd.evaluation.metrics.BLOCK_CELLS", 4)
+    monkeypatch.setattr("sedd.evaluation.energy.BLOCK_CELLS", 4)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(11, 3)), rng.normal(1, 2, size=(9, 3))
 
@@ -101,6 +101,49 @@ def test_a_cap_on_cells_draws_a_subsample_that_the_seed_repeats():
     assert energy_distance(x, y, max_cells=300) == energy_distance(x, y)
     # 100 cells a side in 5 dimensions: the spread over subsamples is about .06.
     assert capped[0] == pytest.approx(energy_distance(x, y), abs=0.25)
+
+
+def evenly_spread_units(num_units: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform numbers, ten in each unit, one in each tenth: even within, independent between."""
+    tenths = np.stack([rng.permutation(10) for _ in range(num_units)])
+    cells = ((tenths + rng.random(tenths.shape)) / 10).reshape(-1, 1)
+    return cells, np.arange(len(cells)) // 10
+
+
+def test_units_spread_evenly_are_no_nearer_to_the_truth_than_their_law():
+    """Mean over 400 samples of 20 cells, half of whose pairs are even: -0.014 with all pairs."""
+    rng = np.random.default_rng(0)
+    plain, by_unit = [], []
+    for _ in range(400):
+        cells, units = evenly_spread_units(2, rng)
+        real = rng.random((50, 1))
+        plain.append(energy_distance(cells, real))
+        by_unit.append(energy_distance(cells, real, x_units=units))
+
+    error = np.std(by_unit) / 20
+    assert abs(np.mean(by_unit)) < 3 * error
+    assert np.mean(plain) < -3 * error
+
+
+def test_only_pairs_of_different_units_count_and_all_of_them_where_there_is_one_unit():
+    x, y = np.array([[0.0], [1.0], [5.0]]), np.array([[0.0], [2.0]])
+    between = 2 * np.abs(x - y.T).mean()
+
+    found = [energy_distance(x, y, x_units=np.array(units)) for units in ([0, 0, 1], [3, 3, 3])]
+
+    assert found == pytest.approx([between - 4.5 - 2, between - (1 + 5 + 4) / 3 - 2])
+
+
+def test_cells_and_their_units_are_cut_down_together():
+    rng = np.random.default_rng(0)
+    cells, units = evenly_spread_units(30, rng)
+    far = cells + 1e3 * units[:, None]
+
+    found = energy_distance(far, np.zeros((40, 1)), x_units=units, max_cells=40, seed=1)
+    kept = np.sort(np.random.default_rng(1).choice(300, 40, replace=False))
+    expected = energy_distance(far[kept], np.zeros((40, 1)), x_units=units[kept])
+
+    assert found == pytest.approx(expected)
 
 
 def test_energy_distance_of_a_single_cell_is_undefined():

@@ -5,14 +5,10 @@ from dataclasses import asdict, astuple, fields
 import numpy as np
 import pytest
 
-from sedd.evaluation.baselines import (
-    ADDITIVE,
-    Prediction,
-    no_change,
-    shifted,
-    split_half_ceiling,
-)
-from sedd.evaluation.metrics import Scores, energy_distance, score
+from sedd.evaluation.baselines import ADDITIVE, no_change, shifted, split_half_ceiling
+from sedd.evaluation.energy import energy_distance
+from sedd.evaluation.metrics import Scores, score
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.resampling import ScoreBootstrap
 
 SHIFT = np.linspace(0, 2, 12)

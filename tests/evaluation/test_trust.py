@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sedd.evaluation.baselines import Prediction, split_half_ceiling
+from sedd.evaluation.baselines import split_half_ceiling
 from sedd.evaluation.metrics import Limits, Scores, score
+from sedd.evaluation.prediction import Prediction
 from sedd.evaluation.resampling import ScoreBootstrap
 from sedd.evaluation.trust import (
     Trust,

@@ -16,11 +16,11 @@ from sedd.evaluation.baselines import (
     MEAN_OF_OTHERS,
     NO_CHANGE,
     RIDGE,
-    Prediction,
     TrainingCells,
 )
 from sedd.evaluation.judge_tables import Judged
 from sedd.evaluation.judges import CELL_EVAL, Verdict
+from sedd.evaluation.prediction import Prediction
 from tests.worlds import tiny_cells
 
 HELD_OUT = [("B cell", "lower"), ("B cell", "raise")]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import model_card
+from pipelines import model_card, scoring
 from pipelines.journal import FILE_NAME, Journal
 from sedd.config import Config
 from sedd.evaluation.baselines import CEILING, NO_CHANGE, split_half_ceiling
@@ -34,6 +34,10 @@ class World:
         return 40 * (1 + NAMES.index(perturbation)) + np.arange(40)
 
 
+def separate(world: World, found: list[ConditionResult]):
+    return scoring.separate(world, {(r.cell_type, r.perturbation): r.shifts for r in found})
+
+
 def results(world: World, **methods: np.ndarray) -> list[ConditionResult]:
     """A result for each perturbation; each method gives its shifts by row."""
     return [
@@ -48,7 +52,7 @@ def test_each_method_is_placed_among_the_perturbations_of_the_type_and_the_ceili
                        for n in NAMES]) - world.controls("K562").mean(0)  # fmt: skip
     methods = {"model": world.shifts, NO_CHANGE: 0 * world.shifts, CEILING: halves}
 
-    found = model_card.separate(world, results(world, **methods))
+    found = separate(world, results(world, **methods))
 
     assert [(each.method, each.num_predicted) for each in found] == [
         ("model", 4), (NO_CHANGE, 4), (CEILING, 4)
@@ -61,7 +65,7 @@ def test_each_method_is_placed_among_the_perturbations_of_the_type_and_the_ceili
 def test_one_answer_for_all_raises_the_alarm_in_table_and_metrics():
     world = World()
     same = np.tile(world.shifts[0], (4, 1))
-    separations = model_card.separate(world, results(world, model=same, other=world.shifts))
+    separations = separate(world, results(world, model=same, other=world.shifts))
 
     (table,) = model_card.separation_tables(separations)
     metrics = model_card.separation_metrics(separations, "model")
@@ -82,8 +86,8 @@ def test_a_single_perturbation_and_a_method_with_gaps_are_left_out():
     every = results(world, model=world.shifts, gaps=world.shifts)
     del every[2].shifts["gaps"]
 
-    assert model_card.separate(world, every[:1]) == []
-    assert [each.method for each in model_card.separate(world, every)] == ["model"]
+    assert separate(world, every[:1]) == []
+    assert [each.method for each in separate(world, every)] == ["model"]
 
 
 def test_documents_are_written_and_those_of_an_earlier_evaluation_go(tmp_path: Path, monkeypatch):
@@ -92,9 +96,9 @@ def test_documents_are_written_and_those_of_an_earlier_evaluation_go(tmp_path: P
     monkeypatch.setattr(model_card, "_write_card", lambda path, *_: cards.append(path))
     several = results(world, model=world.shifts)
 
-    model_card.document(tmp_path, Config(), world, None, None, several)
+    model_card.document(tmp_path, None, world, None, None, several)
     table = pd.read_csv(tmp_path / "separation.csv")
-    model_card.document(tmp_path, Config(), world, None, None, several[:1])
+    model_card.document(tmp_path, None, world, None, None, several[:1])
 
     assert table["num_candidates"].tolist() == [4]
     assert table["collapse_alarm"].tolist() == [False]

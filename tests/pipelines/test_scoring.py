@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from pipelines.experiment import load_cells, split_cells
-from pipelines.scoring import read_truth
+from pipelines.scoring import paired, read_truth, units_of
 from sedd.checkpoint import best_or_newest, load_trained
 from sedd.data.splits import SplitConfig
 from sedd.evaluation.baselines import RIDGE, baseline_predictions
+from sedd.evaluation.prediction import Prediction
 from tests.tiny_experiment import tiny_config, tiny_experiment
 from tests.worlds import tiny_cells
 
@@ -39,3 +40,31 @@ def test_baselines_read_labels_and_vectors_as_the_model_does(separator, tmp_path
     np.testing.assert_array_equal(np.stack(list(told.vectors.values())), list(expected.values()))
     names = [made.name for made in baseline_predictions(truth.training, "T cell", "raise")]
     assert RIDGE in names
+
+
+class OneType:
+    """Ten control cells of one type; what `paired` and `score_condition` read of a truth."""
+
+    log1p = np.random.default_rng(0).normal(3, 1, (10, 4))
+
+    def controls(self, cell_type: str) -> np.ndarray:
+        assert cell_type == "T"
+        return self.log1p
+
+
+def test_twins_are_scored_by_their_effect_and_a_population_by_its_mean():
+    truth, rows = OneType(), np.array([1, 1, 5])
+    cells = truth.log1p[rows] + [1, 0, 0, -1]
+
+    twins, population = (
+        paired(truth, "T", Prediction.of_cells(mode, cells, rows))
+        for mode in ("counterfactual", "population")
+    )
+
+    effect = twins.mean_log1p - truth.log1p.mean(0)
+    np.testing.assert_allclose(effect, [1, 0, 0, -1], atol=1e-12)
+    np.testing.assert_array_equal(population.mean_log1p, cells.mean(0))
+
+
+def test_units_follow_each_other():
+    assert units_of(5, 2).tolist() == [0, 0, 1, 1, 2]

@@ -1,7 +1,7 @@
 """Generated cells know the real control cell they are the twin of, and nothing of the truth."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,36 +12,15 @@ import pytest
 
 from pipelines import command_line, evaluate, generate
 from pipelines.experiment import load_cells
-from pipelines.fanout import Source, _Generator
 from sedd.config import Config
 from sedd.data.choices import GENERATED_COLUMNS
 from sedd.errors import DataError, UsageError
 from sedd.flags import FLAGS
-from sedd.generation import Unit
-from sedd.inference import InferenceConfig
 from sedd.storage import write_text
 from tests.tiny_experiment import NUM_CELLS, tiny_config, tiny_experiment
 from tests.worlds import tiny_cells, two_donors
 
-
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The units are drawn here, by the object that is otherwise an actor of Ray."""
-
-    def run_units(
-        source: Source,
-        units: Sequence[Unit],
-        config: InferenceConfig,
-        parts: Path,
-        **_: object,
-    ) -> None:
-        parts.mkdir(parents=True, exist_ok=True)
-        generator = _Generator(source, config, str(parts))
-        for unit in units:
-            generator.draw(unit)
-
-    monkeypatch.setattr(generate, "run_units", run_units)
-    monkeypatch.setattr(evaluate, "run_units", run_units)
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 @pytest.fixture(scope="module")
