@@ -88,7 +88,7 @@ def report_sampler(
         "more gain less than 5 % of what steps can; "
         f"inference.num_steps is {config.num_steps} ({config.block_schedule})."
     )
-    caption = "What more network evaluations per cell buy, by the information profile"
+    caption = "What more steps per cell buy, by the information profile"
     caption += " and for cells drawn in population mode. " if scores else ". "
     metrics = {f"eval/knee_{schedule}": float(number) for schedule, number in knees.items()}
     return SamplerReport(

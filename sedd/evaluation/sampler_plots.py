@@ -1,4 +1,4 @@
-"""What the number of network evaluations buys, as a figure."""
+"""What the number of steps buys, as a figure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -68,7 +68,7 @@ def _dress(ax: Axes, steps: Sequence[int]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(steps, [str(number) for number in steps])
     ax.minorticks_off()
-    ax.set_xlabel("network evaluations per cell")
+    ax.set_xlabel("steps (population cells: network evaluations)")
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(FAINT)
     ax.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
