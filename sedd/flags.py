@@ -50,7 +50,11 @@ FLAGS = (
         "inference.num_samples_per_condition",
         "cells per cell type and perturbation",
     ),
-    Flag("num_steps", "inference.num_steps", "steps per cell: blocks of genes revealed one after another"),
+    Flag(
+        "num_steps",
+        "inference.num_steps",
+        "steps per cell: blocks of genes revealed one after another",
+    ),
     Flag("temperature", "inference.temperature", "divides the logits; 1 is calibrated"),
     Flag("mode", "inference.mode", "counterfactual or population"),
     Flag("experiment_dir", "experiment_dir", "folder of the experiment", "EXPERIMENT_DIR"),
