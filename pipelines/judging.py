@@ -21,13 +21,13 @@ def require_judgeable(judges: Sequence[str], kind: str) -> None:
     """UsageError, before anything is computed, if the judges cannot be asked at all."""
     from sedd.evaluation.judges import require_judges
 
-    require_judges(judges)
     if judges and kind != "counts":
         message = (
             f"The judges ({', '.join(judges)}) take raw counts and these cells hold log1p values. "
             "Train on a layer with counts (data.layer), or evaluate without --judges."
         )
         raise UsageError(message)
+    require_judges(judges)
 
 
 def judge_predictions(

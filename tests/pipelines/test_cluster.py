@@ -36,13 +36,28 @@ def test_no_worker_at_all_is_refused():
         connect(num_workers=0).__enter__()
 
 
-def test_gpus_that_are_not_there_are_refused_with_the_way_out(ray_cluster):
-    wanted = int(ray_cluster.num_gpus) + 1
-    if wanted > len(os.sched_getaffinity(0)):
-        pytest.skip("as many GPUs as CPUs here")
+def test_gpus_that_are_not_there_are_refused_with_the_way_out():
+    code = (
+        "from pipelines.cluster import connect\n"
+        "from sedd.errors import UsageError\n"
+        "try:\n"
+        "    connect(use_gpu=True).__enter__()\n"
+        "except UsageError as error:\n"
+        "    print(error)\n"
+    )
 
-    with pytest.raises(UsageError, match=f"needs {wanted} GPUs, .* this machine has"):
-        connect(num_workers=wanted, use_gpu=True).__enter__()
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+
+    assert answer.stdout == (
+        "--num_workers 1 needs 1 GPUs, one for each worker, and this machine has 0. "
+        "Set scaling.use_gpu to false, or name a larger cluster with RAY_ADDRESS.\n"
+    )
 
 
 def test_nobody_at_ray_address_is_a_usage_error():

@@ -144,9 +144,7 @@ def test_without_judges_nothing_is_asked_and_old_tables_go(asked, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_log1p_data_cannot_be_judged(monkeypatch):
-    monkeypatch.setattr("sedd.evaluation.judges.require_judges", lambda _: None)
-
+def test_log1p_data_cannot_be_judged_which_is_said_before_an_install_is_asked_for():
     with pytest.raises(UsageError, match=r"hold log1p values.*without --judges"):
         require_judgeable([CELL_EVAL], "log1p")
     require_judgeable([], "log1p")
