@@ -12,6 +12,7 @@ import pandas as pd
 from benchmarks.quality_study import digest_of, job_from_json
 from sedd.evaluation.baselines import BASELINES
 from sedd.evaluation.resampling import RANGES
+from sedd.evaluation.trust import MIN_RELIABILITY
 from sedd.evaluation.uncertainty import Interval, mean_interval, paired_difference
 
 SCORING = (
@@ -22,9 +23,6 @@ SCORING = (
 
 JUDGED = ("judges.csv", "judges_left_out.csv")
 """What `pipelines.judging.write_judged` leaves in the folder of a job."""
-
-LEAST_RELIABLE = 0.2
-"""Below it a real shift is mostly noise, and no share of it can be said to be reached."""
 
 UNBOUNDED = (-np.inf, np.inf)
 
@@ -73,7 +71,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         facts.append(where | written | {"scoring": content.get("scoring", "unknown")})
     table = pd.DataFrame(scores)
     reliability = table["shift_reliability"]
-    reliable = reliability >= LEAST_RELIABLE
+    reliable = reliability >= MIN_RELIABILITY
     table["attainable"] = np.where(reliable, table["pearson"] / reliability, np.nan)
     table["condition"] = table["cell_type"] + " × " + table["perturbation"]
     table["group"] = table[_unit(kinds, table["perturbation"].nunique())]

@@ -12,11 +12,11 @@ from benchmarks.quality_results import scoring_digest
 from benchmarks.quality_study import Job, job_from_json, load_job_cells
 from benchmarks.quality_vectors import read_perturbations
 from pipelines.experiment import split_cells
-from pipelines.scoring import Truth, paired, separate, units_of
+from pipelines.scoring import Truth, make_truth, paired, separate, units_of
 from sedd.data.cells import Cells
 from sedd.data.splits import Split
 from sedd.data.tokens import Tokenizer
-from sedd.evaluation.baselines import TokenCells, TrainingCells, baseline_predictions
+from sedd.evaluation.baselines import baseline_predictions
 from sedd.evaluation.discrimination import Separation
 from sedd.evaluation.metrics import limits, score
 from sedd.evaluation.prediction import Prediction
@@ -71,38 +71,23 @@ def read_truth(job: Job, folder: Path, *, tokens: bool) -> Truth:
     split = split_cells(job.config, cells)
     if split.digest != facts["split_digest"]:
         raise ValueError(f"{folder} was predicted with another split than its configuration makes.")
-    log1p = cells.log1p_cp10k()
-    known = np.sort(np.concatenate([split.train, split.validation]))
-    training = TrainingCells(
-        log1p=log1p[known],
-        cell_type=cells.cell_type[known],
-        perturbation=cells.perturbation[known],
-        control_name=job.config.data.control_name,
-        perturbations=read_perturbations(job.config.data, cells),
-        tokenized=_tokenized(job, cells, split) if tokens else None,
+    return make_truth(
+        cells,
+        split,
+        job.config.data.control_name,
+        read_perturbations(job.config.data, cells),
+        _tokenizer(job, cells, split) if tokens else None,
     )
-    return Truth(cells, log1p, split, training)
 
 
-def _tokenized(job: Job, cells: Cells, split: Split) -> TokenCells:
-    """Tokens of the known cells, binned as the model bins them."""
-    values = cells.expression.toarray()
-    known = np.sort(np.concatenate([split.train, split.validation]))
-    depth = cells.depth[known].astype(np.float32)
-    tokenizer = Tokenizer.fit(
-        values[split.train],
-        kind="counts" if np.issubdtype(values.dtype, np.integer) else "log1p",
+def _tokenizer(job: Job, cells: Cells, split: Split) -> Tokenizer:
+    """The bins of the model, which no training has to be read for."""
+    return Tokenizer.fit(
+        cells.expression[split.train].toarray(),
+        kind=cells.kind,
         exact=job.config.data.exact_counts,
         ratio=job.config.data.bin_ratio,
     )
-
-    def decode(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        decoded = tokenizer.decode(tokens, np.random.default_rng(0)).astype(np.float32)
-        if tokenizer.kind == "log1p":
-            return decoded
-        return np.log1p(decoded / depth[rows][:, None] * 1e4)
-
-    return TokenCells(tokenizer.encode(values[known]), tokenizer.num_bins, decode)
 
 
 def prediction_of(mode: str, made: Predicted, job: Job) -> Prediction:

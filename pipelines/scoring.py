@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from sedd.checkpoint import Trained
     from sedd.data.cells import Cells
     from sedd.data.splits import Split
-    from sedd.evaluation.baselines import TrainingCells
+    from sedd.data.tokens import Tokenizer
+    from sedd.evaluation.baselines import TokenCells, TrainingCells
     from sedd.evaluation.discrimination import Separation
     from sedd.evaluation.prediction import Prediction
     from sedd.evaluation.report import ConditionResult, ReportFigure
+    from sedd.evaluation.shifts import Perturbations
 
 NELBO_CELLS = 300
 NELBO_DRAWS = 8
@@ -47,15 +49,49 @@ class Truth:
 
 def read_truth(cells: "Cells", split: "Split", trained: "Trained", control_name: str) -> Truth:
     """Real cells over the model's genes; the baselines may learn from those not held out."""
-    from sedd.evaluation.baselines import TokenCells, TrainingCells
     from sedd.evaluation.shifts import Perturbations
 
     reference = trained.reference
-    cells = cells.select(None, reference.vocabulary.genes)
+    return make_truth(
+        cells.select(None, reference.vocabulary.genes),
+        split,
+        control_name,
+        Perturbations.of(reference.vocabulary, reference.perturbation_vectors),
+        reference.tokenizer,
+    )
+
+
+def make_truth(
+    cells: "Cells",
+    split: "Split",
+    control_name: str,
+    perturbations: "Perturbations",
+    tokenizer: "Tokenizer | None",
+) -> Truth:
+    """Cells over the genes that are judged, with the known ones as baselines may learn from them.
+
+    Without a tokenizer the token tilt is left out of the baselines.
+    """
+    from sedd.evaluation.baselines import TrainingCells
+
     log1p = cells.log1p_cp10k()
     known = np.sort(np.concatenate([split.train, split.validation]))
-    tokenizer = reference.tokenizer
-    depth = cells.depth[known].astype(np.float32)
+    training = TrainingCells(
+        log1p=log1p[known],
+        cell_type=cells.cell_type[known],
+        perturbation=cells.perturbation[known],
+        control_name=control_name,
+        tokenized=None if tokenizer is None else _tokenized(cells.select(known), tokenizer),
+        perturbations=perturbations,
+    )
+    return Truth(cells, log1p, split, training)
+
+
+def _tokenized(cells: "Cells", tokenizer: "Tokenizer") -> "TokenCells":
+    """Tokens of cells, and what turns tokens of the cell in a row back into log1p expression."""
+    from sedd.evaluation.baselines import TokenCells
+
+    depth = cells.depth.astype(np.float32)
 
     def decode(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
         values = tokenizer.decode(tokens, np.random.default_rng(0)).astype(np.float32)
@@ -63,16 +99,8 @@ def read_truth(cells: "Cells", split: "Split", trained: "Trained", control_name:
             return values
         return np.log1p(values / depth[rows][:, None] * 1e4)
 
-    tokens = tokenizer.encode(cells.select(known).expression.toarray())
-    training = TrainingCells(
-        log1p=log1p[known],
-        cell_type=cells.cell_type[known],
-        perturbation=cells.perturbation[known],
-        control_name=control_name,
-        tokenized=TokenCells(tokens, tokenizer.num_bins, decode),
-        perturbations=Perturbations.of(reference.vocabulary, reference.perturbation_vectors),
-    )
-    return Truth(cells, log1p, split, training)
+    tokens = tokenizer.encode(cells.expression.toarray())
+    return TokenCells(tokens, tokenizer.num_bins, decode)
 
 
 def score_condition(
@@ -155,11 +183,13 @@ def separate(
     from sedd.evaluation.discrimination import separation
     from sedd.evaluation.report import order_methods
 
+    meaning = truth.training.perturbations
     found = []
     for cell_type in dict.fromkeys(cell_type for cell_type, _ in shifts):
         of_type = {name: methods for (of, name), methods in shifts.items() if of == cell_type}
         if len(of_type) < 2:
             continue
+        parts = {name: meaning.parts[name] if meaning else (name,) for name in of_type}
         control = truth.controls(cell_type)
         real = {name: truth.log1p[truth.held_out(cell_type, name)] for name in of_type}
         halves = {
@@ -171,9 +201,10 @@ def separate(
             own = {name: of[method] for name, of in of_type.items() if method in of}
             candidates = halves if method == CEILING else real
             if len(own) == len(of_type):
-                found.append(
-                    separation(cell_type, method, own, candidates, control, truth.cells.genes)
+                measured = separation(
+                    cell_type, method, own, candidates, control, truth.cells.genes, parts
                 )
+                found.append(measured)
     return found
 
 

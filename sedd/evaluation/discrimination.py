@@ -68,17 +68,19 @@ def separation(
     real_log1p: Mapping[str, Float[np.ndarray, "_cells genes"]],
     control_log1p: Control,
     genes: Sequence[str],
+    parts: Mapping[str, Sequence[str]],
 ) -> Separation:
     """Discrimination and likeness of a method's shifts, by perturbation label.
 
-    `real_log1p` holds the real cells of every candidate, the predicted perturbations among them.
+    `real_log1p` holds the real cells of every candidate, the predicted perturbations among them;
+    `parts` the perturbations that a label joins, each of which may be the name of a gene.
     """
     names, candidates = list(predicted_shifts), list(real_log1p)
     predicted = np.stack([predicted_shifts[name] for name in names])
     control_mean = mean_expression(control_log1p)
     real = np.stack([mean_expression(real_log1p[name]) - control_mean for name in candidates])
     truth = np.array([candidates.index(name) for name in names])
-    targets = target_genes(names, genes)
+    targets = target_genes([parts[name] for name in names], genes)
     ranks: dict[Distance, float] = {
         distance: float(np.mean(discrimination(predicted, real, truth, targets, distance=distance)))
         for distance in ("l1", "cosine")
@@ -128,11 +130,11 @@ def discrimination(
 
 
 def target_genes(
-    perturbations: Sequence[str], genes: Sequence[str]
+    parts: Sequence[Sequence[str]], genes: Sequence[str]
 ) -> Bool[np.ndarray, "perturbations genes"]:
-    """Genes that a perturbation's label names; "A+B" names two."""
+    """Genes that the parts of each perturbation name."""
     names = np.asarray(genes)
-    return np.stack([np.isin(names, label.split("+")) for label in perturbations])
+    return np.stack([np.isin(names, list(of_one)) for of_one in parts])
 
 
 def likeness(

@@ -12,6 +12,7 @@ from pipelines.journal import FILE_NAME, Journal
 from sedd.config import Config
 from sedd.evaluation.baselines import CEILING, NO_CHANGE, split_half_ceiling
 from sedd.evaluation.report import ConditionResult
+from sedd.evaluation.shifts import Perturbations
 
 NAMES = ("A", "B", "C", "D")
 
@@ -26,6 +27,7 @@ class World:
             [rng.normal(size=(40, 500)), *(rng.normal(size=(40, 500)) + s for s in self.shifts)]
         )
         self.cells = SimpleNamespace(genes=tuple(f"g{i}" for i in range(500)))
+        self.training = SimpleNamespace(perturbations=None)
 
     def controls(self, cell_type: str) -> np.ndarray:
         return self.log1p[:40]
@@ -60,6 +62,21 @@ def test_each_method_is_placed_among_the_perturbations_of_the_type_and_the_ceili
     assert [each.discrimination_cosine for each in found] == [1, 0.5, 1]
     # Halves against themselves would have a distance of 0 and hide that they are noisy.
     assert not found[0].likeness.collapsed
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_genes_that_a_label_joins_do_not_count_whatever_joins_them(joined):
+    """A's target falls in the prediction; it rises in A's real cells more than in any other's."""
+    world = World()
+    target = int(np.argmax(world.shifts[0] - world.shifts[1:].max(0)))
+    parts = ("other", f"g{target}") if joined else ("A",)
+    world.training.perturbations = Perturbations({n: (n,) for n in NAMES} | {"A": parts})
+    predicted = world.shifts.copy()
+    predicted[0, target] = -1e4
+
+    (found,) = separate(world, results(world, model=predicted))
+
+    assert found.discrimination_cosine == (1 if joined else 0.75)
 
 
 def test_one_answer_for_all_raises_the_alarm_in_table_and_metrics():
