@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks.parameters import denoiser, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +19,18 @@ def between(marker: str) -> str:
 
 def test_the_parameter_table_is_the_counted_one() -> None:
     assert between("parameters") == table()
+
+
+@pytest.mark.parametrize("marker", ["demo", "quality"])
+def test_figures_stand_in_the_result_pages_that_are_named(marker: str) -> None:
+    text = between(marker)
+    pages = re.findall(r"`(benchmarks/results/[\w.-]+\.md)`", text)
+    printed = [(ROOT / page).read_text(encoding="utf-8").splitlines() for page in pages]
+
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+
+    assert len(rows) > 5
+    assert set(rows) <= {line for page in printed for line in page}
 
 
 def test_small_blocks_have_the_parameters_of_the_formula() -> None:
