@@ -28,22 +28,29 @@ def energy_distance(
     Means within a sample leave out each cell's distance to itself (Székely & Rizzo 2013, as a
     U-statistic), so two samples of one law score 0 on average and sometimes below. Cells that were
     drawn together and spread evenly over their law are farther from each other than independent
-    ones, which would make a sample look better than its law: with `x_units`, E|x - x'| is the mean
-    over pairs of different units (over all pairs where there is one unit only). With `max_cells`,
-    each side is first cut to that many cells, drawn without replacement by `seed`. Memory is
-    bounded by blocks of cells; nan where a side has fewer than two cells.
+    ones, which would make a sample look better than its law: with `x_units`, the mean over pairs
+    (x, x') of different units of |x - y| + |x' - y| - |x - x'| stands for the first two terms. A
+    cell weighs alike in both, as much as it has partners, so that what a small unit happens to hold
+    cancels. Where there is one unit only, all pairs count. With `max_cells`, each side is first cut
+    to that many cells, drawn without replacement by `seed`. Memory is bounded by blocks of cells;
+    nan where a side has fewer than two cells.
     """
     rng = np.random.default_rng(seed)
     rows = _kept(len(x_log1p), max_cells, rng)
     x_log1p, y_log1p = x_log1p[rows], subsample(y_log1p, max_cells, rng)
+    if min(len(x_log1p), len(y_log1p)) < 2:
+        return float("nan")
     # Distances do not depend on the origin; near the cells, the matmul form cancels less.
     origin_log1p = x_log1p.mean(axis=0, dtype=np.float64)
-    between = sum(
-        distances(x, y, origin_log1p).sum() for x in _blocks(x_log1p) for y in _blocks(y_log1p)
+    to_truth = np.concatenate(
+        [
+            sum(distances(x, y, origin_log1p).sum(axis=1) for y in _blocks(y_log1p)) / len(y_log1p)
+            for x in _blocks(x_log1p)
+        ]
     )
-    between = between / (len(x_log1p) * len(y_log1p))
-    within = _mean_pairwise(x_log1p, None if x_units is None else x_units[rows])
-    return float(2 * between - within - _mean_pairwise(y_log1p))
+    units = np.zeros(len(x_log1p), int) if x_units is None else x_units[rows]
+    between = np.average(to_truth, weights=_partners(units))
+    return float(2 * between - _mean_pairwise(x_log1p, units) - _mean_pairwise(y_log1p))
 
 
 def finite_control_floor(
@@ -73,6 +80,12 @@ def _kept(num_cells: int, max_cells: int | None, rng: np.random.Generator) -> sl
     if max_cells is None or num_cells <= max_cells:
         return slice(None)
     return np.sort(rng.choice(num_cells, max_cells, replace=False))
+
+
+def _partners(units: Int[np.ndarray, " cells"]) -> Int[np.ndarray, " cells"]:
+    """Of how many cells each one makes a pair with: those of other units, where there are any."""
+    _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    return len(units) - (sizes[unit] if len(sizes) > 1 else np.ones_like(unit))
 
 
 def _mean_pairwise(cells_log1p: Cells, units: Int[np.ndarray, " cells"] | None = None) -> float:
