@@ -8,24 +8,37 @@ from pipelines.cluster import Cluster, absolute_path, connect
 from sedd.errors import UsageError
 
 
-def test_too_many_workers_are_refused_before_ray_starts():
-    cpus = len(os.sched_getaffinity(0))
+def said_by(call: str, after: str = "", **environment: str) -> str:
+    """What the UsageError of a call says, in a process of its own."""
     code = (
         "import sys\n"
         "from pipelines.cluster import connect\n"
         "from sedd.errors import UsageError\n"
         "try:\n"
-        f"    connect(num_workers={cpus + 1}, flag='--num_actors').__enter__()\n"
+        f"    {call}.__enter__()\n"
         "except UsageError as error:\n"
         "    print(error)\n"
-        "assert 'ray' not in sys.modules\n"
+        f"{after}\n"
     )
-
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    return answer.stdout
+
+
+def test_too_many_workers_are_refused_before_ray_starts():
+    cpus = len(os.sched_getaffinity(0))
+
+    said = said_by(
+        f"connect(num_workers={cpus + 1}, flag='--num_actors')",
+        after="assert 'ray' not in sys.modules",
     )
 
-    assert answer.stdout == (
+    assert said == (
         f"--num_actors {cpus + 1} needs {cpus + 1} CPUs, one for each worker, and this machine has "
         f"{cpus}. Use --num_actors {cpus}, or name a larger cluster with RAY_ADDRESS.\n"
     )
@@ -37,48 +50,17 @@ def test_no_worker_at_all_is_refused():
 
 
 def test_gpus_that_are_not_there_are_refused_with_the_way_out():
-    code = (
-        "from pipelines.cluster import connect\n"
-        "from sedd.errors import UsageError\n"
-        "try:\n"
-        "    connect(use_gpu=True).__enter__()\n"
-        "except UsageError as error:\n"
-        "    print(error)\n"
-    )
-
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
-
-    assert answer.stdout == (
+    assert said_by("connect(use_gpu=True)", CUDA_VISIBLE_DEVICES="") == (
         "--num_workers 1 needs 1 GPUs, one for each worker, and this machine has 0. "
         "Set scaling.use_gpu to false, or name a larger cluster with RAY_ADDRESS.\n"
     )
 
 
 def test_nobody_at_ray_address_is_a_usage_error():
-    code = (
-        "from pipelines.cluster import connect\n"
-        "from sedd.errors import UsageError\n"
-        "try:\n"
-        "    connect().__enter__()\n"
-        "except UsageError as error:\n"
-        "    print(error)\n"
-    )
+    said = said_by("connect()", RAY_ADDRESS="127.0.0.1:1")
 
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
-    )
-
-    assert answer.stdout.startswith("No Ray cluster answers at RAY_ADDRESS=127.0.0.1:1")
-    assert "unset RAY_ADDRESS" in answer.stdout
+    assert said.startswith("No Ray cluster answers at RAY_ADDRESS=127.0.0.1:1")
+    assert "unset RAY_ADDRESS" in said
 
 
 def test_workers_import_the_project_from_any_folder(ray_cluster, tmp_path, monkeypatch):
