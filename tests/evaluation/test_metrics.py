@@ -137,7 +137,12 @@ def test_only_pairs_of_different_units_count_and_all_of_them_where_there_is_one_
 
 
 def test_what_a_small_unit_happens_to_hold_cancels():
-    """100 cells and 10, of a law 1 away in 50 dimensions: the same mean, little more spread."""
+    """100 cells and 10, of a law 1 away in 50 dimensions: the same mean, 1.8 times the spread.
+
+    Ten of 110 cells carry half of the weight, so that 1/110 = .0091, the sum of squared weights,
+    becomes .0275: sqrt(3) of the spread, and a little for fewer pairs. The spread of 200 draws is
+    itself known within 7%. With a cell's weights unlike in the two means, it was 26 times.
+    """
     rng, uneven, plain = np.random.default_rng(0), [], []
     units = np.repeat([0, 1], [100, 10])
     for _ in range(200):
@@ -148,7 +153,7 @@ def test_what_a_small_unit_happens_to_hold_cancels():
         plain.append(energy_distance(x, y))
 
     assert np.mean(uneven) == pytest.approx(np.mean(plain), abs=3 * np.std(uneven) / np.sqrt(200))
-    assert np.std(uneven) < 3 * np.std(plain)
+    assert np.std(uneven) < 2.2 * np.std(plain)
 
 
 def test_cells_and_their_units_are_cut_down_together():
