@@ -7,6 +7,7 @@ import pandas as pd
 
 from benchmarks.markdown import counted, number, spoken, table
 from benchmarks.quality_job import MODES, read_predicted
+from benchmarks.quality_results import ASKED_BY, judging_digest
 from benchmarks.quality_score import prediction_of, read_truth
 from benchmarks.quality_study import job_from_json
 from pipelines.judging import judge_predictions, write_judged
@@ -14,6 +15,7 @@ from sedd.evaluation.judge_runs import ALL
 from sedd.evaluation.judge_tables import CAPTIONS, HEADLINES
 from sedd.evaluation.judges import JUDGES
 from sedd.evaluation.report import order_methods
+from sedd.storage import write_text
 
 
 def judge_job(folder: Path) -> None:
@@ -27,10 +29,14 @@ def judge_job(folder: Path) -> None:
     }
     with tempfile.TemporaryDirectory() as files:
         write_judged(folder, judge_predictions(JUDGES, truth, predictions, Path(files)))
+    write_text(folder / ASKED_BY, judging_digest())
 
 
 def judges_section(judged: pd.DataFrame, left_out: pd.DataFrame) -> str:
-    """A table of each judge's headline metrics: means over folds and cell types."""
+    """A table of each judge's headline metrics: means over folds and cell types.
+
+    A metric that the judge gave for some of the types only says for how many.
+    """
     first = judged.groupby("fold")["seed"].transform("first")
     aggregates = judged[(judged["perturbation"] == ALL) & (judged["seed"] == first)]
     parts = []
@@ -42,13 +48,20 @@ def judges_section(judged: pd.DataFrame, left_out: pd.DataFrame) -> str:
             for method in order_methods(means.index)
         )
         types = rows[["fold", "cell_type"]].drop_duplicates()
+        heads = [_head(rows[rows["metric"] == name], len(types)) for name in metrics]
         parts += [
             f"**{judge} {version}**, first seed of each fold, {counted(len(types), 'cell type')}. "
             + CAPTIONS[str(judge)],
-            table(["method", *metrics], lines),
+            table(["method", *heads], lines),
         ]
         parts += _left_out(left_out[left_out["judge"] == judge] if len(left_out) else left_out)
     return "\n\n".join(parts)
+
+
+def _head(rows: pd.DataFrame, num_types: int) -> str:
+    """Name of a metric, with the number of types it is a mean over where that is not all."""
+    given = len(rows[["fold", "cell_type"]].drop_duplicates())
+    return f"{rows['metric'].iloc[0]}" + (f" ({given} of {num_types})" if given < num_types else "")
 
 
 def _left_out(rows: pd.DataFrame) -> list[str]:

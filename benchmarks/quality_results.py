@@ -21,8 +21,14 @@ SCORING = (
 )  # fmt: skip
 """Sources that shape a score; scores of other sources are made anew."""
 
+JUDGING = (*SCORING, "pipelines/judging.py", "benchmarks/quality_judges.py")
+"""Sources that shape what the judges are asked and how their answers are kept."""
+
 JUDGED = ("judges.csv", "judges_left_out.csv")
 """What `pipelines.judging.write_judged` leaves in the folder of a job."""
+
+ASKED_BY = "judging.txt"
+"""Beside them: the digest of the sources that asked."""
 
 UNBOUNDED = (-np.inf, np.inf)
 
@@ -103,9 +109,16 @@ def is_scored(folder: Path, *, baselines: bool) -> bool:
     return content.get("scoring") == scoring_digest() and (bool(beside) or not baselines)
 
 
+def judging_digest() -> str:
+    """Hash of the sources that ask the judges."""
+    return digest_of(JUDGING)
+
+
 def is_judged(folder: Path) -> bool:
-    """Whether the field's judges were asked about this job."""
-    return all((folder / name).is_file() for name in JUDGED)
+    """Whether the field's judges were asked about this job, by the sources of now."""
+    asked_by = folder / ASKED_BY
+    written = all((folder / name).is_file() for name in JUDGED) and asked_by.is_file()
+    return written and asked_by.read_text(encoding="utf-8") == judging_digest()
 
 
 def by_condition(rows: pd.DataFrame, metric: str) -> dict[Hashable, list[float]]:

@@ -9,9 +9,16 @@ from benchmarks.markdown import counted, interval, number, spoken, spread, table
 from benchmarks.quality_job import MODES
 from benchmarks.quality_judges import judges_section
 from benchmarks.quality_results import Results, difference_of, mean_of
-from benchmarks.quality_study import Published, Study
+from benchmarks.quality_study import Published, Study, source_digest
 from benchmarks.quality_targets import TARGETS
-from sedd.evaluation.baselines import BASELINES, CEILING
+from sedd.evaluation.baselines import (
+    ADDITIVE,
+    BASELINES,
+    CEILING,
+    MEAN_OF_OTHERS,
+    RIDGE,
+    TOKEN_TILT,
+)
 
 METRICS = {
     "pearson": "Pearson of shift",
@@ -28,6 +35,14 @@ OF_CONDITIONS = (
     "pearson", "energy_distance", "common_degs", "variance_ratio", "correlation_structure",
 )  # fmt: skip
 OF_DIFFERENCES = ("pearson", "energy_distance", "common_degs")
+NEEDS = {
+    ADDITIVE: "another type that shows the perturbation, or the parts of a combination alone",
+    RIDGE: "another type that shows the perturbation, or given vectors",
+    TOKEN_TILT: "another type that shows the perturbation",
+    MEAN_OF_OTHERS: "other perturbed cells",
+    CEILING: "four real cells",
+}
+"""What a method that may be absent cannot do without (`baselines.baseline_predictions`)."""
 
 
 def to_markdown(study: Study, results: Results, *, command: str) -> str:
@@ -47,6 +62,7 @@ def to_markdown(study: Study, results: Results, *, command: str) -> str:
         f"Mean over conditions of the mean over seeds, {_sureness(main.scores)} `of attainable` "
         "divides by the reliability of the real shift (split halves, Spearman-Brown).",
         _method_table(main.scores),
+        *_absent(main.scores),
         "Paired differences, model minus baseline, over the conditions that both have:",
         _difference_table(main.scores),
     ]
@@ -76,7 +92,8 @@ def _head(results: Results, command: str) -> str:
         f"{counted(len(trained), 'training')}, {minutes:.0f} CPU minutes in all "
         f"(training {training.median():.0f} s and generating {generating.median():.0f} s in the "
         f"median, at most "
-        f"{facts['peak_rss_mb'].max()} MB). Commit {commits}; scoring {scoring}; "
+        f"{facts['peak_rss_mb'].max()} MB). Commit {commits}; sources of the prediction "
+        f"{source_digest()[:12]}, of the scores {scoring}; "
         f"{facts['machine'].iloc[0]}."
     )
 
@@ -127,6 +144,13 @@ def _method_table(rows: pd.DataFrame) -> str:
         for method in _methods(rows)
     )
     return table(["method", *METRICS.values()], lines)
+
+
+def _absent(rows: pd.DataFrame) -> list[str]:
+    """A line on what could not be scored, and why."""
+    missing = [name for name in NEEDS if name not in set(rows["method"])]
+    text = "; ".join(f"{spoken(name)} (needs {NEEDS[name]})" for name in missing)
+    return [f"Left out: {text}."] if missing else []
 
 
 def _difference_table(rows: pd.DataFrame) -> str:

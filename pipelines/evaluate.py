@@ -56,7 +56,7 @@ def run(
     from pipelines.model_card import document, provenance_of, separation_metrics, separation_tables
     from pipelines.responses import measure_responses, response_figures, write_responses
     from pipelines.sampler_report import draw_sweep, report_sampler
-    from pipelines.scoring import draw_figures, read_truth, score_condition
+    from pipelines.scoring import draw_figures, read_truth, score_condition, warn_of_lone_units
     from pipelines.tracking import driver_run
     from sedd.checkpoint import load_trained
     from sedd.data.splits import Split
@@ -83,6 +83,7 @@ def run(
         asked, config = config, replace(config, inference=drawn[0])
         predictions = _predictions(config, source, conditions, generated)
         swept = draw_sweep(trained, conditions, config.inference) if sampler_sweep else {}
+        warn_of_lone_units(predictions)
         truth = read_truth(cells, split, trained, config.data.control_name)
         responses = measure_responses(truth, predictions)  # refuses twins of no control cell
         results = [
@@ -93,7 +94,8 @@ def run(
         write_per_condition_csv(output / "per_condition.csv", results)
         table = to_markdown(results)
         write_text(output / "summary.md", to_markdown(results, bold=False) + "\n")
-        figures = draw_figures(truth, results, predictions, config.inference.mode)
+        mode = config.inference.mode
+        figures = draw_figures(truth, results, predictions, mode)
         write_responses(output / "response.csv", truth, responses)
         figures += response_figures(responses)
         steps = report_sampler(output / "sampler.csv", trained, truth, swept, config.inference)
@@ -111,8 +113,7 @@ def run(
         separations = document(output, evaluated, truth, trained, known, results)
         tables = [*separation_tables(separations), *judge_report(judged)]
         _write_report(output / "report.html", known, config, results, figures, tables)
-        metrics = _flat_metrics(results, config.inference.mode)
-        metrics |= separation_metrics(separations, config.inference.mode)
+        metrics = _flat_metrics(results, mode) | separation_metrics(separations, mode)
         tracked.log_metrics({**metrics, **steps.metrics, **judge_metrics(judged)})
         tracked.log_artifacts(output, "evaluation")
     return "\n\n".join(text for text in (table, steps.sentence) if text)

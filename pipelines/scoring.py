@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.command_line import warn
+
 if TYPE_CHECKING:
     from sedd.checkpoint import Trained
     from sedd.data.cells import Cells
@@ -158,6 +160,25 @@ def _nelbo(truth: Truth, trained: "Trained", rows: np.ndarray, mode: str) -> dic
 def units_of(num_cells: int, shard_size: int) -> np.ndarray:
     """Which generated cells of a condition were drawn together: units follow each other."""
     return np.arange(num_cells) // shard_size
+
+
+def warn_of_lone_units(
+    predictions: Mapping[tuple[str, str], Mapping[str, "Prediction"]],
+) -> None:
+    """Tell where the energy distance has only pairs of cells that were drawn together."""
+    single = [
+        f"{cell_type} × {perturbation}"
+        for (cell_type, perturbation), modes in predictions.items()
+        if any(len(set(p.unit.tolist())) == 1 for p in modes.values() if p.unit is not None)
+    ]
+    if single:
+        some = ", ".join(single[:3]) + (", ..." if len(single) > 3 else "")
+        warn(
+            f"{len(single)} of {len(predictions)} conditions ({some}) were drawn as one unit, "
+            "whose cells are spread evenly: their energy distances come out too low, by up to .1. "
+            "For a fair figure generate several units of each: inference.shard_size at most a "
+            "quarter of inference.num_samples_per_condition."
+        )
 
 
 def paired(truth: Truth, cell_type: str, prediction: "Prediction") -> "Prediction":

@@ -36,7 +36,7 @@ def energy_distance(
     nan where a side has fewer than two cells.
     """
     rng = np.random.default_rng(seed)
-    rows = _kept(len(x_log1p), max_cells, rng)
+    rows = kept_rows(len(x_log1p), max_cells, rng)
     x_log1p, y_log1p = x_log1p[rows], subsample(y_log1p, max_cells, rng)
     if min(len(x_log1p), len(y_log1p)) < 2:
         return float("nan")
@@ -73,10 +73,13 @@ def subsample(
     cells_log1p: Cells, max_cells: int | None, rng: np.random.Generator
 ) -> Float[np.ndarray, "kept genes"]:
     """At most `max_cells` cells, drawn without replacement and in their order."""
-    return cells_log1p[_kept(len(cells_log1p), max_cells, rng)]
+    return cells_log1p[kept_rows(len(cells_log1p), max_cells, rng)]
 
 
-def _kept(num_cells: int, max_cells: int | None, rng: np.random.Generator) -> slice | np.ndarray:
+def kept_rows(
+    num_cells: int, max_cells: int | None, rng: np.random.Generator
+) -> slice | Int[np.ndarray, " kept"]:
+    """All cells, or `max_cells` of them drawn without replacement, in their order."""
     if max_cells is None or num_cells <= max_cells:
         return slice(None)
     return np.sort(rng.choice(num_cells, max_cells, replace=False))

@@ -41,8 +41,10 @@ CAPTIONS: Mapping[str, str] = {
     ),
     CELL_EVAL2: (
         "Preset vcc2026 on whole counts, real controls on both sides; means over cell types. "
-        "expr_mse_unbiased_capped_norm (1 is no change) and de_wilcoxon_lfc_nmae: lower is better; "
-        "the others: higher."
+        "expr_mse_unbiased_capped_norm (1 would be predicting the mean of the controls without "
+        "noise; copies of the controls have more) and de_wilcoxon_lfc_nmae: lower is better; the "
+        "others: higher. Its significances take cells for independent, which generated cells of a "
+        "unit are not."
     ),
 }
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 
-from sedd.evaluation.differential import TOP, t_statistic, top_genes
-from sedd.evaluation.energy import distances, subsample
+from sedd.evaluation.differential import TOP, error_floor, t_statistic, top_genes
+from sedd.evaluation.energy import distances, kept_rows
 from sedd.evaluation.metrics import (
     MAX_CELLS,
     ROUNDING,
@@ -47,7 +47,8 @@ class ScoreBootstrap:
     Cells of each side are drawn with replacement; the control cells stay, since every method and
     the truth are measured against the same ones. Where a score pairs cells of one sample, in the
     energy distance, a cell drawn twice is no pair of different cells, so such pairs are left out
-    (with them, every resample would look too concentrated).
+    (with them, every resample would look too concentrated), and so are pairs of one unit where
+    there are several.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class ScoreBootstrap:
     def _replicates(self, prediction: Prediction) -> dict[str, Replicates]:
         rng = np.random.default_rng([self.seed, 1])
         real, cells_log1p = self.real, prediction.cells_log1p
-        predicted = _Resampled.draw(cells_log1p, self.num_resamples, rng)
+        predicted = _Resampled.draw(cells_log1p, self.num_resamples, rng, prediction.unit)
         control_mean = mean_expression(self.control_log1p)
         shift = prediction.mean_log1p - control_mean
         if np.ptp(shift) <= ROUNDING:
@@ -112,11 +113,16 @@ class ScoreBootstrap:
         }
 
     def _common_degs(self, predicted: "_Resampled") -> Replicates:
-        return (predicted.top_genes(self.control_log1p) & self._real_top).sum(axis=1) / TOP
+        top = predicted.top_genes(self.control_log1p, self._floor)
+        return (top & self._real_top).sum(axis=1) / TOP
 
     @cached_property
     def _real_top(self) -> Bool[np.ndarray, "resamples genes"]:
-        return self.real.top_genes(self.control_log1p)
+        return self.real.top_genes(self.control_log1p, self._floor)
+
+    @cached_property
+    def _floor(self) -> float:
+        return error_floor(self.real.cells_log1p, self.control_log1p)
 
     def _correlation_structures(self, predicted: "_Resampled") -> Replicates:
         genes, truth, variances = self._real_structure
@@ -145,19 +151,24 @@ class ScoreBootstrap:
 
 @dataclass(frozen=True, eq=False)
 class _Resampled:
-    """Cells of one side and the share of each cell in each resample."""
+    """Cells of one side, the share of each in each resample, and which were drawn together."""
 
     cells_log1p: Float[np.ndarray, "cells genes"]
     weights: Weights
+    unit: Int[np.ndarray, " cells"] | None = None
 
     @classmethod
     def draw(
-        cls, cells_log1p: Float[np.ndarray, "cells genes"], num: int, rng: np.random.Generator
+        cls,
+        cells_log1p: Float[np.ndarray, "cells genes"],
+        num: int,
+        rng: np.random.Generator,
+        unit: Int[np.ndarray, " cells"] | None = None,
     ) -> "_Resampled":
         """As many cells as there are, drawn with replacement, `num` times."""
         cells = len(cells_log1p)
         drawn = rng.multinomial(cells, np.full(cells, 1 / max(cells, 1)), size=num)
-        return cls(cells_log1p, drawn / max(cells, 1))
+        return cls(cells_log1p, drawn / max(cells, 1), unit)
 
     @cached_property
     def means(self) -> Float[np.ndarray, "resamples genes"]:
@@ -175,13 +186,22 @@ class _Resampled:
         total = self.weights @ squares - np.square(self.weights @ centred).sum(axis=1)
         return total * (len(centred) / (len(centred) - 1)) ** 2
 
-    def top_genes(self, control_log1p: Control) -> Bool[np.ndarray, "resamples genes"]:
-        """Top genes of each resample by Welch's t."""
+    @property
+    def are_pairs(self) -> Float[np.ndarray, "cells cells"]:
+        """1 for two cells whose distance counts: different ones, of different units if any."""
+        if self.unit is None or (self.unit == self.unit[0]).all():
+            return 1.0 - np.eye(len(self.cells_log1p))
+        return (self.unit[:, None] != self.unit).astype(np.float64)
+
+    def top_genes(
+        self, control_log1p: Control, floor: float
+    ) -> Bool[np.ndarray, "resamples genes"]:
+        """Top genes of each resample by Welch's t with a floor under its error."""
         control = control_log1p.astype(np.float64)
         squares = self.weights @ np.square(self.cells_log1p, dtype=np.float64)
         variances = np.maximum(squares - np.square(self.means), 0)
         error = variances / (len(self.cells_log1p) - 1) + control.var(0, ddof=1) / len(control)
-        return top_genes(t_statistic(self.means - control.mean(0), error), TOP)
+        return top_genes(t_statistic(self.means - control.mean(0), error, floor), TOP)
 
     def correlations(self, genes: Int[np.ndarray, " _chosen"]) -> Float[np.ndarray, "resamples _"]:
         """Gene-gene correlations of each resample, 0 where a gene is constant."""
@@ -210,24 +230,40 @@ def _around(
 def _energy_distances(
     x: _Resampled, y: _Resampled, max_cells: int | None, rng: np.random.Generator
 ) -> Replicates:
-    """Energy distance of each resample, from three matrices of distances between cells."""
+    """Energy distance of each resample, from three matrices of distances between cells.
+
+    As in `energy_distance`, a cell of x weighs as much as it has partners. Resamples that happen to
+    hold a single unit where there are several are left out.
+    """
     x, y = (_capped(side, max_cells, rng) for side in (x, y))
     origin = mean_expression(x.cells_log1p)
     between = distances(x.cells_log1p, y.cells_log1p, origin)
-    total = 2 * np.einsum("rx,rx->r", x.weights, y.weights @ between.T)
-    for side in (x, y):
-        within = distances(side.cells_log1p, side.cells_log1p, origin)
-        np.fill_diagonal(within, 0)
-        pairs = np.einsum("rc,rc->r", side.weights, side.weights @ within)
-        total -= pairs / (1 - np.square(side.weights).sum(axis=1))
-    return total
+    within_x, x_weights = _within(x, origin)
+    within_y, _ = _within(y, origin)
+    to_y = np.einsum("rx,rx->r", x_weights, y.weights @ between.T)
+    found = 2 * to_y - within_x - within_y
+    return found[np.isfinite(found)]
+
+
+def _within(
+    side: _Resampled, origin: Float[np.ndarray, " genes"]
+) -> tuple[Replicates, Float[np.ndarray, "resamples cells"]]:
+    """Mean distance of two cells in each resample, and how much of it each cell makes up."""
+    pairs = side.are_pairs
+    partners = side.weights * (side.weights @ pairs)
+    total = partners.sum(axis=1)
+    apart = pairs * distances(side.cells_log1p, side.cells_log1p, origin)
+    with np.errstate(invalid="ignore"):
+        means = np.einsum("rc,rc->r", side.weights, side.weights @ apart) / total
+        return means, partners / total[:, None]
 
 
 def _capped(side: _Resampled, max_cells: int | None, rng: np.random.Generator) -> _Resampled:
-    cells_log1p = subsample(side.cells_log1p, max_cells, rng)
-    if len(cells_log1p) == len(side.cells_log1p):
+    rows = kept_rows(len(side.cells_log1p), max_cells, rng)
+    if isinstance(rows, slice):
         return side
-    return _Resampled.draw(cells_log1p, len(side.weights), rng)
+    unit = None if side.unit is None else side.unit[rows]
+    return _Resampled.draw(side.cells_log1p[rows], len(side.weights), rng, unit)
 
 
 def _pearson_of_rows(

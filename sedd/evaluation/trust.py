@@ -77,10 +77,19 @@ def trust_columns(
 
 
 def mean_intervals(rows: pd.DataFrame, metrics: Iterable[str]) -> dict[str, Mapping[str, Interval]]:
-    """Interval over conditions of each method's mean, from a row per condition and method."""
+    """Interval over cell types of each method's mean, from a row per condition and method.
+
+    Conditions of a type share its control cells, and are drawn together. A single type says nothing
+    about others: then the interval is over its perturbations.
+    """
+    types = rows["cell_type"]
+    label = types if types.nunique() > 1 else rows["perturbation"]
     return {
         str(method): {
-            metric: mean_interval(dict(enumerate([[float(value)] for value in of[metric]])))
+            metric: mean_interval(
+                {place: [float(value)] for place, value in of[metric].items()},
+                clusters=dict(label[of.index].items()),
+            )
             for metric in metrics
         }
         for method, of in rows.groupby("method")

@@ -11,7 +11,13 @@ from scipy import sparse
 
 from benchmarks.quality_job import MODES, read_predicted
 from benchmarks.quality_judges import judge_job, judges_section
-from benchmarks.quality_results import JUDGED, is_judged, read_results
+from benchmarks.quality_results import (
+    ASKED_BY,
+    JUDGED,
+    is_judged,
+    judging_digest,
+    read_results,
+)
 from benchmarks.quality_score import read_truth, score_job
 from benchmarks.quality_study import job_from_json
 from sedd.data.cells import write_h5ad
@@ -60,7 +66,7 @@ def test_the_section_has_means_over_folds_and_names_what_is_left_out():
 
     assert lines[0].startswith("**cell-eval 0.8.2**, first seed of each fold, 2 cell types. ")
     assert lines[2:6] == [
-        "| method | pearson_delta | mae |",
+        "| method | pearson_delta | mae (1 of 2) |",
         "| --- | --- | --- |",
         "| population | 0.600 | 0.100 |",
         "| additive | n/a | 0.250 |",
@@ -92,6 +98,18 @@ def test_log1p_values_cannot_be_judged_and_this_is_said_first(run_study, tmp_pat
 
     assert "take raw counts and these cells hold log1p" in capsys.readouterr().err
     assert not (tmp_path / "work" / "trained").exists()
+
+
+def test_tables_of_a_judge_who_was_asked_by_other_sources_do_not_count(tmp_path):
+    for name in JUDGED:
+        (tmp_path / name).write_text("judge\n")
+    assert not is_judged(tmp_path)
+
+    (tmp_path / ASKED_BY).write_text(judging_digest())
+    assert is_judged(tmp_path)
+
+    (tmp_path / ASKED_BY).write_text("0" * 64)
+    assert not is_judged(tmp_path)
 
 
 def rows_of(table: pd.DataFrame, judge: str) -> pd.DataFrame:

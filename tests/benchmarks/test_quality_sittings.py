@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality
-from benchmarks.quality_results import JUDGED
+from benchmarks.quality_results import ASKED_BY, JUDGED, judging_digest
 from benchmarks.quality_study import Study
 from sedd.data.cells import write_h5ad
 from tests.worlds import tiny_cells
@@ -72,7 +72,7 @@ def test_scores_of_other_sources_never_stand_beside_new_ones(run_study, tmp_path
     assert read_scores(folder) == old
     assert (folder / "population.npz").stat().st_mtime_ns == cells
     (page,) = pages(tmp_path)
-    assert f"scoring {old['scoring'][:12]};" in page.read_text(encoding="utf-8")
+    assert f"of the scores {old['scoring'][:12]};" in page.read_text(encoding="utf-8")
 
 
 def test_a_page_stands_while_the_judges_are_still_asked(run_study, tmp_path, capsys, monkeypatch):
@@ -94,8 +94,9 @@ def test_a_page_stands_while_the_judges_are_still_asked(run_study, tmp_path, cap
     assert "Pearson above additive" in before[start:]
     assert said[said.index("## Targets") :].splitlines()[:-1] == before[start:].splitlines()[:-1]
 
+    lead = folders(tmp_path)["full-B_cell-0"]
+    (lead / ASKED_BY).write_text(judging_digest())
     for name in JUDGED:
-        lead = folders(tmp_path)["full-B_cell-0"]
         (lead / name).write_text("method,metric,perturbation,judge,version,cell_type,reason\n")
     assert run_study("--judges", "--max_minutes", 0) == 0
     assert len(pages(tmp_path)) == 1

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.quality_results import Results
-from benchmarks.quality_study import Published, Study
+from benchmarks.quality_study import Published, Study, source_digest
 from benchmarks.quality_table import to_markdown
 from benchmarks.quality_targets import TARGETS
 from tests.benchmarks.tables import of_mode, results, told_apart
@@ -54,7 +54,20 @@ def test_the_head_says_what_it_cost_and_what_made_the_scores():
 
     assert "1 training, 2 CPU minutes in all" in one
     assert "2 trainings, 4 CPU minutes in all" in two
-    assert "Commit abc; scoring 555555555555; here." in one
+    sources = f"sources of the prediction {source_digest()[:12]}, of the scores 555555555555"
+    assert f"Commit abc; {sources}; here." in one
+
+
+def test_methods_that_could_not_be_scored_are_named_with_what_they_need():
+    several = results(
+        counterfactual=of_mode("pearson", A=1.0), additive=of_mode("pearson", A=1.0),
+        ridge=of_mode("pearson", A=1.0), mean_of_others=of_mode("pearson", A=1.0),
+        split_half_ceiling=of_mode("pearson", A=1.0),
+    )  # fmt: skip
+
+    (line,) = (line for line in page(several) if line.startswith("Left out"))
+
+    assert line == "Left out: token tilt (needs another type that shows the perturbation)."
 
 
 def test_a_caution_stands_right_under_the_head():

@@ -346,7 +346,7 @@ def test_shared_controls_do_not_make_a_shift_of_noise_look_reliable():
 
 def test_score_uses_the_stated_mean_and_limits_come_from_real_cells_alone():
     rng = np.random.default_rng(0)
-    control, real = rng.random((50, 120)), rng.random((60, 120)) + np.linspace(0, 1, 120)
+    control, real = rng.random((50, 240)), rng.random((60, 240)) + np.linspace(0, 1, 240)
     stated = Prediction("stated", control, real.mean(0))
 
     scores, known = score(stated, real, control), limits(real, control)

@@ -9,7 +9,7 @@ from sedd.evaluation.baselines import ADDITIVE, no_change, shifted, split_half_c
 from sedd.evaluation.energy import energy_distance
 from sedd.evaluation.metrics import Scores, score
 from sedd.evaluation.prediction import Prediction
-from sedd.evaluation.resampling import ScoreBootstrap
+from sedd.evaluation.resampling import ScoreBootstrap, _energy_distances, _Resampled
 
 SHIFT = np.linspace(0, 2, 12)
 CONTROL = np.maximum(np.random.default_rng(9).normal(size=(300, 12)) + 0.8, 0)
@@ -91,9 +91,9 @@ def test_resampled_variances_are_not_those_of_fewer_cells():
 
 def test_every_score_has_an_interval_around_it_within_its_range():
     rng = np.random.default_rng(0)
-    programs = rng.normal(size=(130, 2)) @ rng.normal(size=(2, 120))
-    both = np.maximum(rng.normal(size=(130, 120)) + np.linspace(0, 2, 120) + programs, 0)
-    control = np.maximum(rng.normal(size=(50, 120)), 0)
+    programs = rng.normal(size=(130, 2)) @ rng.normal(size=(2, 240))
+    both = np.maximum(rng.normal(size=(130, 240)) + np.linspace(0, 2, 240) + programs, 0)
+    control = np.maximum(rng.normal(size=(50, 240)), 0)
     prediction = Prediction.of_cells("model", both[:60])
     scores = score(prediction, both[60:], control)
 
@@ -180,3 +180,30 @@ def test_a_cap_on_cells_bounds_the_energy_distance_alone():
     widths = [each["energy_distance"].high - each["energy_distance"].low for each in (full, capped)]
     assert widths[1] > 1.5 * widths[0]
     assert capped["pearson"] == full["pearson"]
+
+
+def test_energy_of_a_resample_that_is_the_sample_is_that_of_its_units():
+    """Units of 12, 6 and 2 cells that lie apart: all pairs would give another number."""
+    rng = np.random.default_rng(0)
+    units = np.repeat([0, 1, 2], [12, 6, 2])
+    x, y = rng.normal(size=(20, 5)) + 3 * units[:, None], rng.normal(size=(30, 5))
+    whole = [
+        _Resampled(cells, np.full((1, len(cells)), 1 / len(cells)), of)
+        for cells, of in ((x, units), (y, None))
+    ]
+
+    found = _energy_distances(*whole, None, rng)
+
+    assert found == pytest.approx(energy_distance(x, y, x_units=units))
+    assert abs(found - energy_distance(x, y)) > 0.1
+
+
+def test_resamples_of_a_single_unit_leave_the_interval_as_it_is():
+    rng = np.random.default_rng(0)
+    cells, real = rng.normal(size=(2, 12, 5))
+    units = np.repeat([0, 1], [11, 1])
+    prediction = Prediction.of_cells("model", cells, None, units)
+
+    interval = ScoreBootstrap(real, real).intervals(prediction, score(prediction, real, real))
+
+    assert interval["energy_distance"].low < interval["energy_distance"].high

@@ -66,14 +66,25 @@ def test_the_ceiling_is_assessed_on_the_cells_it_names():
     assert seen == variance_calibration(real[:20], real)
 
 
-def test_intervals_of_means_are_taken_over_the_conditions_of_each_method():
+def test_intervals_of_means_are_taken_over_the_cell_types_of_each_method():
     rows = pd.DataFrame(
-        {"method": ["a", "b", "a", "b", "a"], "pearson": [0.1, 0.5, 0.3, NAN, 0.8], "mse": 1.0}
+        {
+            "cell_type": ["T", "T", "T", "B", "B", "NK"],
+            "perturbation": ["x", "x", "y", "x", "x", "x"],
+            "method": ["a", "b", "a", "a", "b", "a"],
+            "pearson": [0.1, 0.5, 0.3, 0.8, NAN, 0.4],
+            "mse": 1.0,
+        }
     )
+    types = {0: "T", 2: "T", 3: "B", 5: "NK"}
 
     found = mean_intervals(rows, ["pearson", "mse"])
+    of_t = mean_intervals(rows[rows["cell_type"] == "T"], ["pearson"])
 
-    assert found["a"]["pearson"] == mean_interval({0: [0.1], 1: [0.3], 2: [0.8]})
+    values = {0: [0.1], 2: [0.3], 3: [0.8], 5: [0.4]}
+    assert found["a"]["pearson"] == mean_interval(values, clusters=types)
+    assert found["a"]["pearson"] != mean_interval(values)
     assert found["a"]["mse"] == Interval(1.0, 1.0, 1.0)
     assert found["b"]["pearson"].estimate == 0.5
     assert np.isnan(found["b"]["pearson"].low)
+    assert of_t["a"]["pearson"] == mean_interval({0: [0.1], 2: [0.3]})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.experiment import load_cells, split_cells
-from pipelines.scoring import paired, read_truth, units_of
+from pipelines.scoring import paired, read_truth, units_of, warn_of_lone_units
 from sedd.checkpoint import best_or_newest, load_trained
 from sedd.data.splits import SplitConfig
 from sedd.evaluation.baselines import RIDGE, baseline_predictions
@@ -68,3 +68,18 @@ def test_twins_are_scored_by_their_effect_and_a_population_by_its_mean():
 
 def test_units_follow_each_other():
     assert units_of(5, 2).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_conditions_that_were_drawn_as_one_unit_are_named(capsys):
+    one, two, nothing = (
+        {"population": Prediction.of_cells("population", np.zeros((6, 2)), None, units)}
+        for units in (units_of(6, 6), units_of(6, 3), None)
+    )
+
+    warn_of_lone_units({("T", "a"): two, ("T", "b"): nothing})
+    assert capsys.readouterr().err == ""
+
+    warn_of_lone_units({("T", "a"): two, ("T", "b"): one, ("B", "b"): one})
+    said = capsys.readouterr().err
+    assert "2 of 3 conditions (T × b, B × b) were drawn as one unit" in said
+    assert "inference.shard_size at most a quarter" in said
