@@ -101,7 +101,7 @@ def _tasks(study: Study, arguments: argparse.Namespace) -> Iterator[Task]:
     first = configure(
         study, next(iter(study.variants)), seed=study.seeds[0], data_dir=arguments.data_dir
     )
-    cells = load_job_cells(first, study.only)
+    cells = load_job_cells(first, study.only, study.merged)
     require_judgeable(JUDGES if arguments.judges else (), cells.kind)
     seen: set[tuple[tuple[str, str], ...]] = set()
     for planned in plan(study, cells, arguments.data_dir):

@@ -64,7 +64,7 @@ def predict(job: Job, folder: Path, models: Path) -> None:
         models: Folder of the trained models; jobs that differ in `inference` alone share one.
     """
     torch.set_num_threads(1)
-    cells = load_job_cells(job.config, job.only)
+    cells = load_job_cells(job.config, job.only, job.merged)
     split = split_cells(job.config, cells)
     root = models / job.training_key(cells.source.digest)
     if not has_checkpoints(root):

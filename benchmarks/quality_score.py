@@ -67,7 +67,7 @@ def read_truth(job: Job, folder: Path, *, tokens: bool) -> Truth:
         ValueError: The job held out other cells than its configuration says now.
     """
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    cells = load_job_cells(job.config, job.only).select(None, facts["genes"])
+    cells = load_job_cells(job.config, job.only, job.merged).select(None, facts["genes"])
     split = split_cells(job.config, cells)
     if split.digest != facts["split_digest"]:
         raise ValueError(f"{folder} was predicted with another split than its configuration makes.")

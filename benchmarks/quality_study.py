@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,7 @@ class Study:
             type, perturbation) pairs after the other, perturbations the lists in `held_out`.
         held_out: Cell types to hold out in turn (all of them if empty), or lists of perturbations.
         only: Cell types of the file that take part, in training too (all of them if empty).
+        merged: New names of cell types, each for several of the file that go under one label.
         min_cells: Conditions with fewer control or perturbed cells are not scored.
         seeds: Seeds of weights, order, noise and sampling.
         cells_per_condition: Most cells that are generated for a condition, and never more than
@@ -75,6 +76,7 @@ class Study:
     folds: Literal["cell_types", "pairs", "perturbations"]
     held_out: tuple[str | tuple[str, ...], ...] = ()
     only: tuple[str, ...] = ()
+    merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     min_cells: int = 40
     seeds: tuple[int, ...] = (0, 1, 2)
     cells_per_condition: int = 400
@@ -101,6 +103,7 @@ class Job:
     conditions: tuple[tuple[str, str], ...]
     cells_per_condition: int
     only: tuple[str, ...]
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -121,6 +124,7 @@ class Job:
         nowhere = dict.fromkeys(("train_data_path", *VECTOR_FILES))
         text = replace(config, data=replace(config.data, **nowhere)).to_yaml()
         fixed = [text, self.only, data_digest, vectors, source_digest(), *more]
+        fixed += [self.merged] if self.merged else []
         return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
 
 
@@ -132,17 +136,24 @@ def read_study(path: Path) -> Study:
         raise ConfigError(f"{path} is not a quality study: {error}") from error
 
 
-def load_job_cells(config: Config, only: Sequence[str]) -> Cells:
-    """The cells of the types that take part.
+def load_job_cells(
+    config: Config, only: Sequence[str], merged: Mapping[str, Sequence[str]] | None = None
+) -> Cells:
+    """The cells of the types that take part, several under one label where they are merged.
 
     Raises:
         DataError: The file cannot be learned from, or has no such type.
     """
     cells = load_cells(config)
-    missing = sorted(set(only) - set(cells.cell_type))
+    names = {name: new for new, types in (merged or {}).items() for name in types}
+    missing = sorted({*only, *names} - set(cells.cell_type))
     if missing:
-        raise DataError(f"{config.data.train_data_path} has no cells of {missing}; see `only`.")
-    return cells.select(np.isin(cells.cell_type, only)) if only else cells
+        raise DataError(
+            f"{config.data.train_data_path} has no cells of {missing}; see `only` and `merged`."
+        )
+    cells = cells.select(np.isin(cells.cell_type, only)) if only else cells
+    labels = np.array([names.get(name, name) for name in cells.cell_type], dtype=object)
+    return replace(cells, cell_type=labels) if names else cells
 
 
 def plan(study: Study, cells: Cells, data_dir: Path) -> Iterator[Job]:
@@ -163,7 +174,7 @@ def plan(study: Study, cells: Cells, data_dir: Path) -> Iterator[Job]:
                 )
                 yield Job(
                     study.name, variant, fold, config, conditions, study.cells_per_condition,
-                    study.only,
+                    study.only, study.merged,
                 )  # fmt: skip
 
 
@@ -210,6 +221,7 @@ def job_to_json(job: Job) -> str:
         "conditions": job.conditions,
         "cells_per_condition": job.cells_per_condition,
         "only": job.only,
+        "merged": dict(job.merged),
     }
     return json.dumps(content, ensure_ascii=False, indent=1)
 
@@ -225,6 +237,7 @@ def job_from_json(text: str) -> Job:
         tuple((cell_type, perturbation) for cell_type, perturbation in content["conditions"]),
         content["cells_per_condition"],
         tuple(content["only"]),
+        {name: tuple(types) for name, types in content.get("merged", {}).items()},
     )
 
 

@@ -86,6 +86,23 @@ def test_only_the_named_types_take_part(tmp_path):
         load_job_cells(config, ("B cell", "NK"))
 
 
+def test_merged_types_go_under_one_label(tmp_path):
+    write_h5ad(tiny_cells(), tmp_path / "cells.h5ad")
+    together = study("cell_types", merged={"lymphocyte": ("B cell", "T cell")})
+    config = configure(together, "full", seed=0, data_dir=tmp_path)
+    apart, merged = (load_job_cells(config, (), names) for names in ({}, together.merged))
+
+    lymphocytes = np.isin(apart.cell_type, ["B cell", "T cell"])
+    assert set(merged.cell_type[lymphocytes]) == {"lymphocyte"}
+    np.testing.assert_array_equal(merged.cell_type[~lymphocytes], apart.cell_type[~lymphocytes])
+    np.testing.assert_array_equal(merged.names, apart.names)
+    for job in plan(together, merged, tmp_path):
+        assert job_from_json(job_to_json(job)) == job
+        assert replace(job, merged={}).key("digest") != job.key("digest")
+    with pytest.raises(DataError, match=r"has no cells of \['NK'\]; see `only` and `merged`"):
+        load_job_cells(config, (), {"lymphocyte": ("B cell", "NK")})
+
+
 @pytest.mark.parametrize("num_types", [2, 3, 5])
 def test_each_pair_is_in_exactly_one_third(num_types):
     sizes = {
