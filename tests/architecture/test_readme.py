@@ -33,6 +33,38 @@ def test_figures_stand_in_the_result_pages_that_are_named(marker: str) -> None:
     assert set(rows) <= {line for page in printed for line in page}
 
 
+PAGE = "benchmarks/results/2026-11-23-quality-{}.md"
+CLAIMS = {
+    ("kang", "counterfactual | additive"): ["{3} above additive"],
+    ("kang", "counterfactual | ridge"): ["{3} above ridge"],
+    ("k562", "additive"): ["(Pearson {1},"],
+    ("k562", "counterfactual"): ["ours {1};"],
+    ("papalexi", "counterfactual | additive"): ["the shift is {3} better than additive's"],
+    ("papalexi-unseen", "counterfactual"): ["(Pearson {1};", "energy distance {3},"],
+    ("papalexi-unseen", "ridge"): ["ridge {1},"],
+    ("papalexi-unseen", "mean of others"): ["the mean of other knock-outs {1};"],
+    ("ablations", "labels only | counterfactual"): ["is {2}, not"],
+    ("ablations", "full | counterfactual"): ["not {2}."],
+    ("glioblastoma", "counterfactual"): ["(energy distance {3};"],
+    ("glioblastoma", "no change"): ["no change {3};"],
+    ("glioblastoma", "no shrinkage | counterfactual"): ["without shrinking by reliability {3})"],
+    ("glioblastoma", "population"): ["population mode does ({3})"],
+}
+"""By page and the start of the first row that has it: what the README says, {column} filled in."""
+
+
+@pytest.mark.parametrize(("page", "row"), CLAIMS)
+def test_a_figure_in_a_sentence_is_that_of_the_page(page: str, row: str) -> None:
+    said = " ".join(between("quality").split())
+    lines = (ROOT / PAGE.format(page)).read_text(encoding="utf-8").splitlines()
+    cells = next(line for line in lines if line.startswith(f"| {row} |")).strip("| ").split(" | ")
+    shown = [cell if " | " in row else cell.split(" [")[0] for cell in cells]
+    shown = [re.sub(r"\+?\b0\.", ".", cell.removeprefix("met: ")) for cell in shown]
+
+    for claim in CLAIMS[page, row]:
+        assert claim.format(*shown) in said
+
+
 def test_small_blocks_have_the_parameters_of_the_formula() -> None:
     width, layers = 128, 4
 
