@@ -170,7 +170,7 @@ def _require(wanted: int, there: float, kind: str, place: str, flag: str) -> Non
         return
     smaller = f"Use {flag} {int(there)}" if there >= 1 else "Set scaling.use_gpu to false"
     message = (
-        f"{flag} {wanted} needs {wanted} {kind}s, one for each worker, and {place} has "
+        f"{flag} {wanted} needs a {kind} for each worker, {wanted} in all, and {place} has "
         f"{there:g}. {smaller}, or name a larger cluster with RAY_ADDRESS."
     )
     raise UsageError(message)

@@ -39,8 +39,8 @@ def test_too_many_workers_are_refused_before_ray_starts():
     )
 
     assert said == (
-        f"--num_actors {cpus + 1} needs {cpus + 1} CPUs, one for each worker, and this machine has "
-        f"{cpus}. Use --num_actors {cpus}, or name a larger cluster with RAY_ADDRESS.\n"
+        f"--num_actors {cpus + 1} needs a CPU for each worker, {cpus + 1} in all, and this machine "
+        f"has {cpus}. Use --num_actors {cpus}, or name a larger cluster with RAY_ADDRESS.\n"
     )
 
 
@@ -51,7 +51,7 @@ def test_no_worker_at_all_is_refused():
 
 def test_gpus_that_are_not_there_are_refused_with_the_way_out():
     assert said_by("connect(use_gpu=True)", CUDA_VISIBLE_DEVICES="") == (
-        "--num_workers 1 needs 1 GPUs, one for each worker, and this machine has 0. "
+        "--num_workers 1 needs a GPU for each worker, 1 in all, and this machine has 0. "
         "Set scaling.use_gpu to false, or name a larger cluster with RAY_ADDRESS.\n"
     )
 
