@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality_results import JUDGED, scoring_digest
+from benchmarks.quality_results import ASKED_BY, JUDGED, judging_digest, scoring_digest
 from benchmarks.quality_score import score_job
 from benchmarks.quality_tracking import track_job
 
@@ -57,6 +57,7 @@ def test_a_later_sitting_goes_on_with_the_run_of_the_job(
     content = json.loads((scored / "scores.json").read_text())
     content["records"][0]["mse"] = 9.0
     (scored / "scores.json").write_text(json.dumps(content))
+    (scored / ASKED_BY).write_text(judging_digest())
     for name in JUDGED:
         (scored / name).write_text("judge\n")
     monkeypatch.chdir(scored.parent)
