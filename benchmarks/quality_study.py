@@ -20,10 +20,13 @@ from sedd.storage import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SHAPING = (
-    "sedd/data", "sedd/diffusion", "sedd/model", "sedd/building.py", "sedd/generation.py",
-    "sedd/inference.py", "sedd/laws.py", "sedd/preparation.py", "sedd/training.py",
+TRAINING = (
+    "sedd/data", "sedd/diffusion", "sedd/model", "sedd/building.py", "sedd/preparation.py",
+    "sedd/training.py",
 )  # fmt: skip
+"""Sources that shape a trained model; models of other sources are trained anew."""
+
+SHAPING = (*TRAINING, "sedd/generation.py", "sedd/inference.py", "sedd/laws.py")
 """Sources that shape a prediction; predictions of other sources are made anew."""
 
 VECTOR_FILES = ("cond_labels_pt_path", "celltype_labels_pt_path")
@@ -112,18 +115,21 @@ class Job:
 
     def key(self, data_digest: str) -> str:
         """Hash of all that fixes the prediction: configuration, data, sources."""
-        return self._hash(self.config, data_digest, self.conditions, self.cells_per_condition)
+        return self._hash(
+            self.config, data_digest, source_digest(), self.conditions, self.cells_per_condition
+        )
 
     def training_key(self, data_digest: str) -> str:
         """Hash of all that fixes the trained model, which jobs may share."""
-        return self._hash(replace(self.config, inference=InferenceConfig()), data_digest)
+        config = replace(self.config, inference=InferenceConfig())
+        return self._hash(config, data_digest, digest_of(TRAINING))
 
-    def _hash(self, config: Config, data_digest: str, *more: object) -> str:
+    def _hash(self, config: Config, data_digest: str, sources: str, *more: object) -> str:
         vectors = [_maybe_digest(getattr(config.data, name)) for name in VECTOR_FILES]
         # Files count by what they hold, wherever they lie.
         nowhere = dict.fromkeys(("train_data_path", *VECTOR_FILES))
         text = replace(config, data=replace(config.data, **nowhere)).to_yaml()
-        fixed = [text, self.only, data_digest, vectors, source_digest(), *more]
+        fixed = [text, self.only, data_digest, vectors, sources, *more]
         fixed += [self.merged] if self.merged else []
         return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
 

@@ -23,7 +23,7 @@ from sedd.diffusion.noise import LogLinearNoise
 from sedd.diffusion.schedule import InformationProfile, measure_profile, measured_blocks
 from sedd.errors import DataError, UsageError
 from sedd.inference import InferenceConfig
-from sedd.laws import Law, perturbed_law
+from sedd.laws import control_law, perturbed_law
 from sedd.model.inputs import Batch, Condition
 
 
@@ -198,7 +198,7 @@ def _sample(
         batch=torch.from_numpy(controls.batch).to(device),
     )
     perturbed = perturbed_law(trained, asked, config)
-    unperturbed = Law(denoiser, asked.as_control(), trained.contexts.to(device))
+    unperturbed = control_law(trained, asked)
     graph = AbsorbingGraph(denoiser.sizes.num_bins)
     generator = Generator(device).manual_seed(seed)
     shape = (len(controls.row), denoiser.sizes.num_genes)

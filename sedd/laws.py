@@ -9,17 +9,21 @@ more than noise. The *anchor* then draws the mean effect towards the expected on
 that was never seen perturbed, the network's mean shift is one estimate and the expected shift of
 `sedd.data.effects` another, with errors of their own, and their mean is better than either. Of a
 perturbation that no training cell shows the network knows nothing, and the expected shift decides.
+
+All laws end where values become unheard of (`support`): what smoothing leaves to the highest bins
+of a gene is small, but a large effect multiplies it, and one such count outweighs a cell.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sedd.checkpoint import Trained
 from sedd.data.effects import log1p_of_bins
+from sedd.data.reference import Reference
 from sedd.data.tilt import tilt_to_mean
 from sedd.errors import UsageError
 from sedd.inference import InferenceConfig
@@ -32,6 +36,12 @@ NUM_DEPTHS = 32
 NEARLY_CERTAIN = 0.99
 """Effects more reliable than this are not shrunk: it costs a further network evaluation."""
 
+BEYOND = 2.0
+"""How many times the largest value that training cells show of a gene it may have elsewhere."""
+
+NEVER = -1e3
+"""A logit that leaves a bin without probability whatever tilts it, and means of logits finite."""
+
 
 @dataclass(frozen=True, eq=False)
 class Law:
@@ -40,12 +50,16 @@ class Law:
     denoiser: Denoiser
     condition: Condition
     contexts: Contexts
+    support: Bool[Tensor, "genes bins"]
+    """Bins that each gene may take."""
 
     def __call__(
         self, tokens: Int[Tensor, "batch genes"], genes: Int[Tensor, "batch some"] | None
     ) -> Float[Tensor, "batch some bins"]:
         """Logits at `genes`, given the visible tokens."""
-        return self.denoiser(tokens, self.condition, self.contexts, genes)
+        logits = self.denoiser(tokens, self.condition, self.contexts, genes)
+        support = self.support if genes is None else self.support[genes]
+        return logits.masked_fill(~support, NEVER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +100,7 @@ def perturbed_law(
         UsageError: Guidance was asked of a model that was always told the perturbation.
     """
     if int(condition.perturbation[0]) == 0:
-        return _control_law(trained, condition)
+        return control_law(trained, condition)
     if config.guidance != 1:
         _require_guidable(trained, config)
     law = _corrected(trained, condition, config)
@@ -95,14 +109,30 @@ def perturbed_law(
     return replace(law, anchor=_anchor(trained, condition, config))
 
 
-def _control_law(trained: Trained, condition: Condition) -> Law:
-    contexts = trained.contexts.to(trained.denoiser.basis.device)
-    return Law(trained.denoiser, condition.as_control(), contexts)
+def control_law(trained: Trained, condition: Condition) -> Law:
+    """The law of these cells had they not been perturbed."""
+    device = trained.denoiser.basis.device
+    contexts = trained.contexts.to(device)
+    return Law(
+        trained.denoiser, condition.as_control(), contexts, support(trained.reference).to(device)
+    )
+
+
+def support(reference: Reference) -> Bool[Tensor, "genes bins"]:
+    """Bins of values up to `BEYOND` times the largest one of a gene among training cells.
+
+    A gene that no training cell shows stays silent.
+    """
+    shown, tokenizer = reference.controls.global_histogram > 0, reference.tokenizer
+    highest = np.where(shown, np.arange(tokenizer.num_bins), 0).max(axis=-1)
+    largest = tokenizer.edges[highest]
+    most = largest * BEYOND if tokenizer.kind == "counts" else largest + np.log(BEYOND)
+    return torch.from_numpy(tokenizer.edges <= np.where(largest > 0, most, 0)[:, None])
 
 
 def _corrected(trained: Trained, condition: Condition, config: InferenceConfig) -> PerturbedLaw:
     """The law guided and shrunk, not anchored."""
-    told = replace(_control_law(trained, condition), condition=condition)
+    told = replace(control_law(trained, condition), condition=condition)
     untold = None
     if config.guidance != 1:
         everyone = torch.ones_like(condition.perturbation, dtype=torch.bool)
@@ -110,7 +140,7 @@ def _corrected(trained: Trained, condition: Condition, config: InferenceConfig) 
         hidden = condition.with_hidden_perturbations(everyone, num_perturbations)
         untold = replace(told, condition=hidden)
     share = _share(trained, condition, config)
-    control = _control_law(trained, condition) if share < NEARLY_CERTAIN else None
+    control = control_law(trained, condition) if share < NEARLY_CERTAIN else None
     return PerturbedLaw(told, untold, control, guidance=config.guidance, share=share)
 
 
@@ -139,7 +169,7 @@ def _anchor(
     depth = trained.reference.control_cells.of_type(cell_type).depth
     level = log1p_of_bins(trained.reference.tokenizer, depth)
     typical = _typical_cells(depth, condition, trained.denoiser.sizes.num_batches)
-    control = _marginal(_control_law(trained, typical))
+    control = _marginal(control_law(trained, typical))
     perturbed = _marginal(_corrected(trained, typical, config))
     say = (1 - config.effect_anchor) * bool(trained.reference.effects.shown[perturbation])
     of_network = say * ((perturbed - control) @ level)

@@ -15,10 +15,13 @@ from sedd.errors import UsageError
 from sedd.generation import generate_unit, plan_units
 from sedd.inference import InferenceConfig
 from sedd.laws import (
+    BEYOND,
+    NEVER,
     NUM_DEPTHS,
     Law,
     PerturbedLaw,
     perturbed_law,
+    support,
 )
 from sedd.model.inputs import Condition, Contexts
 from tests.tiny_training import TINY_MODEL, tiny_shards
@@ -70,9 +73,10 @@ def logits(
 
 
 def said(model: Trained, condition: Condition, contexts: Contexts | None = None) -> Tensor:
-    """What the network itself says."""
+    """What the network itself says, of the bins that a gene may take."""
     with torch.no_grad():
-        return model.denoiser(noised(), condition, contexts or model.contexts)
+        found = model.denoiser(noised(), condition, contexts or model.contexts)
+    return found.masked_fill(~support(model.reference), NEVER)
 
 
 # The anchor.
@@ -307,3 +311,43 @@ def test_every_correction_answers_at_the_genes_that_were_asked_for(genes):
 
     expected = everywhere if genes is None else everywhere[:, [3, 17]]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+# The support.
+
+
+def test_a_gene_may_take_the_bins_up_to_twice_its_largest_value():
+    reference = trained().reference
+    histogram = np.zeros_like(reference.controls.global_histogram)
+    edges = reference.tokenizer.edges
+    histogram[:, 0] = 9
+    histogram[1, 1] = histogram[2, 3] = 1
+    controls = replace(reference.controls, global_histogram=histogram)
+
+    found = support(replace(reference, controls=controls)).numpy()
+
+    assert [edges[row].max() for row in found[:3]] == [0, 2, 6]
+    assert (found.sum(axis=1)[3:] == 1).all()
+    assert BEYOND == 2
+
+
+def test_no_cell_goes_beyond_the_support(monkeypatch):
+    """Of genes that training cells show once at most, the network's law has more."""
+    model = trained()
+    seen = np.zeros_like(model.reference.controls.global_histogram)
+    seen[:, :2] = 1
+    controls = replace(model.reference.controls, global_histogram=seen)
+    model = replace(model, reference=replace(model.reference, controls=controls))
+    config = InferenceConfig(mode="population", num_samples_per_condition=40)
+    (unit,) = plan_units(["B cell"], ["raise"], config)
+
+    assert generate_unit(model, unit, config).values.max() == 2
+    monkeypatch.setattr("sedd.laws.BEYOND", 1e6)
+    assert generate_unit(model, unit, config).values.max() > 10
+
+
+def test_the_support_holds_every_value_of_a_control_cell():
+    reference = trained().reference
+    tokens = reference.tokenizer.encode(reference.control_cells.values)
+
+    assert support(reference).numpy()[np.arange(tokens.shape[1]), tokens].all()
