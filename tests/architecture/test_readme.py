@@ -38,7 +38,7 @@ CLAIMS = {
     ("kang", "counterfactual | additive"): ["{3} above additive"],
     ("kang", "counterfactual | ridge"): ["{3} above ridge"],
     ("k562", "additive"): ["(Pearson {1},"],
-    ("k562", "counterfactual"): ["ours {1};"],
+    ("k562", "counterfactual"): ["ours {1})"],
     ("papalexi", "counterfactual | additive"): ["the shift is {3} better than additive's"],
     ("papalexi-unseen", "counterfactual"): ["(Pearson {1};", "energy distance {3},"],
     ("papalexi-unseen", "ridge"): ["ridge {1},"],
