@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Importing torch from a slow disk takes longer than the default minute.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # Ctrl-C shall end a sweep as it ends every verb, and what is tried is in the sweep's own files.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Threads sleep while they wait: spinning, the default, makes a training that shares its cores
     # with other programs ten times slower.

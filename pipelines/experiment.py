@@ -17,8 +17,13 @@ from sedd.storage import write_text
 
 
 @contextmanager
-def only_writer(folder: Path, verb: str) -> Iterator[None]:
+def only_writer(folder: Path, verb: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the folder for one process; a second one is told who holds it.
+
+    Args:
+        folder: Made if it is not there.
+        verb: What is done there; different verbs do not exclude each other.
+        patience_s: How long another process, e.g. one that was told to end, may still hold it.
 
     Raises:
         OutputExistsError: Another process writes there.
@@ -27,7 +32,7 @@ def only_writer(folder: Path, verb: str) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / f".{verb}.owner.json"
-    lock = filelock.FileLock(folder / f".{verb}.lock", timeout=0)
+    lock = filelock.FileLock(folder / f".{verb}.lock", timeout=patience_s)
     try:
         lock.acquire()
     except filelock.Timeout as error:

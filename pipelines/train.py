@@ -10,6 +10,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,28 @@ from sedd.errors import OutputExistsError, Preempted, StorageError, UsageError
 from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
+    from pipelines.tracking import RunRef
+    from pipelines.training_worker import Job
     from sedd.data.cells import Cells
     from sedd.data.splits import Split
 
 DESCRIPTION = "Train a denoiser on the cells of an h5ad; writes an experiment directory."
 
 
-def run(config: Config, *, tracking_uri: str | None = None) -> None:
+def run(
+    config: Config,
+    *,
+    tracking_uri: str | None = None,
+    parent: "RunRef | None" = None,
+    name: str | None = None,
+) -> None:
     """Train as configured; returns when the result is complete on disk.
+
+    Args:
+        config: What to train on what.
+        tracking_uri: The MLflow store; MLFLOW_TRACKING_URI or ./mlflow.db if not given.
+        parent: The MLflow run under which this one is shown.
+        name: Name of the MLflow run; the folder's if not given.
 
     Raises:
         OutputExistsError: The experiment holds a model already and nothing was said of resuming.
@@ -54,8 +69,14 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
         }
         _require_fresh(config)
         _rewind(config, provenance)
-        _write_contract_files(config, cells, split, shards)
-        with driver_run("train", experiment_dir=folder, tracking_uri=tracking_uri) as tracked:
+        write_contract_files(config, cells, split, shards)
+        with driver_run(
+            "train",
+            experiment_dir=folder,
+            name=name,
+            tracking_uri=tracking_uri,
+            parent=parent,
+        ) as tracked:
             tracked.log_config(_nested(config), text=config.to_yaml())
             tracked.log_dataset(
                 Path(cells.source.path).name,
@@ -84,46 +105,54 @@ def run(config: Config, *, tracking_uri: str | None = None) -> None:
 
 def _fit(config: Config, shards: Path, provenance: dict[str, str]) -> bool:
     """Run the workers; True if the run reached its last step."""
+    from pipelines.training_worker import Job
     from pipelines.watching import follow_journal
 
-    folder = Path(config.experiment_dir)
-    workers = config.scaling.num_workers
+    journal = Path(config.experiment_dir) / FILE_NAME
     with cluster.connect(
-        num_workers=workers, use_gpu=config.scaling.use_gpu, log_to_driver=False
+        num_workers=config.scaling.num_workers,
+        use_gpu=config.scaling.use_gpu,
+        log_to_driver=False,
     ) as there:
-        # Ray reads its environment when it is imported, so only after `connect`.
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from pipelines.training_worker import train_worker
-
-        storage = folder / ".ray"
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "config": config.to_yaml(),
-                "shards": str(shards),
-                "provenance": provenance,
-                "threads": there.cpus_per_worker,
-            },
-            torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=config.scaling.use_gpu,
-                resources_per_worker={"CPU": config.scaling.cpus_per_worker}
-                | ({"GPU": 1} if config.scaling.use_gpu else {}),
-            ),
-            run_config=RunConfig(
-                # A fresh name each time: our checkpoints are the truth, not Ray's snapshot.
-                name=f"attempt-{uuid.uuid4().hex[:8]}",
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=2, controller_failure_limit=3),
-            ),
+        job = Job(
+            config=config.to_yaml(),
+            shards=str(shards),
+            provenance=provenance,
+            threads=there.cpus_per_worker,
         )
-        with follow_journal(folder / FILE_NAME, total=_total_steps(config, shards)):
-            result = trainer.fit()
-        shutil.rmtree(storage, ignore_errors=True)
-        return bool(result.return_value)
+        with follow_journal(journal, total=_total_steps(config, shards)):
+            return fit_with_workers(config, job)
+
+
+def fit_with_workers(config: Config, job: "Job") -> bool:
+    """Start the workers of Ray Train in a Ray that is up; True if they reached the last step."""
+    # Ray reads its environment when it is imported, so only after `connect`.
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipelines.training_worker import train_worker
+
+    scaling, storage = config.scaling, Path(config.experiment_dir) / ".ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker}
+            | ({"GPU": 1} if scaling.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            # A fresh name each time: our checkpoints are the truth, not Ray's snapshot.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=2, controller_failure_limit=3),
+        ),
+    )
+    result = trainer.fit()
+    shutil.rmtree(storage, ignore_errors=True)
+    return bool(result.return_value)
 
 
 def _total_steps(config: Config, shards: Path) -> int:
@@ -205,7 +234,8 @@ def _rewind(config: Config, provenance: dict[str, str]) -> None:
         rewind_to(config.checkpoints, given)
 
 
-def _write_contract_files(config: Config, cells: "Cells", split: "Split", shards: Path) -> None:
+def write_contract_files(config: Config, cells: "Cells", split: "Split", shards: Path) -> None:
+    """Write config.yaml, split.json and vocabulary.json, by which an experiment is known."""
     from sedd.storage import write_text
 
     folder = Path(config.experiment_dir)

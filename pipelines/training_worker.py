@@ -7,6 +7,7 @@ verifies; everything it draws is a function of (seed, step), so the result is th
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,32 +19,69 @@ if TYPE_CHECKING:
 
     from sedd.data.shards import Shards
     from sedd.model.inputs import Batch
-    from sedd.training import StepReport, TrainingState
+    from sedd.training import StepReport, TrainingState, Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker is told: plain data that may travel to other processes."""
+
+    config: str
+    """The resolved configuration as YAML."""
+    shards: str
+    """Folder of the token shards."""
+    provenance: dict[str, str]
+    """Digests of cells and split, kept in every checkpoint."""
+    threads: int
+    """Threads for each worker."""
+    stop_file: str | None = None
+    """Where this file appears, training ends after a checkpoint, as when time is over."""
 
 
 def train_worker(job: dict[str, Any]) -> bool:
-    """One worker of Ray Train; True if the last step was reached, False if time ran out."""
+    """One worker of Ray Train; True if the last step was reached, False if it was stopped."""
     import ray.train
-    import torch
     from ray.train.torch import get_device, prepare_model
+
+    from sedd.training import Workers
+
+    context = ray.train.get_context()
+    several = context.get_world_size() > 1
+    workers = Workers(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        **({"parallel": prepare_model, "mean": _mean} if several else {}),
+    )
+    finished = fit(Job(**job), get_device(), workers)
+    ray.train.report({"finished": int(finished)})
+    return finished
+
+
+def fit(job: Job, device: "torch.device", workers: "Workers | None" = None) -> bool:
+    """Train from the newest checkpoint on; rank 0 writes journal and checkpoints.
+
+    Args:
+        job: What to train on what.
+        device: Where.
+        workers: Those that share each batch; this process alone if not given.
+
+    Returns:
+        True if the last step was reached, False if time ran out or the stop file appeared.
+    """
+    import torch
 
     from pipelines.experiment import load_shards
     from sedd.building import build_contexts, token_batches, validation_batch
     from sedd.training import Workers, train
 
-    started = time.monotonic()
-    torch.set_num_threads(max(1, min(int(job["threads"]), os.cpu_count() or 1)))
-    context = ray.train.get_context()
-    config = from_yaml(job["config"])
-    shards = load_shards(Path(job["shards"]))
-    state = _first_state(config, shards, get_device(), context.get_world_rank())
+    stop = _Stop(time.monotonic(), job.stop_file)
+    torch.set_num_threads(max(1, min(job.threads, os.cpu_count() or 1)))
+    config = from_yaml(job.config)
+    shards = load_shards(Path(job.shards))
+    workers = workers or Workers()
+    state = _first_state(config, shards, device, workers.rank)
     batches = token_batches(shards, config.training)
-    workers = Workers(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        **({"parallel": prepare_model, "mean": _mean} if context.get_world_size() > 1 else {}),
-    )
-    keeper = _Keeper(config, shards, job["provenance"]) if workers.rank == 0 else None
+    keeper = _Keeper(config, shards, job.provenance) if workers.rank == 0 else None
     max_steps = planned_steps(config, int((~shards.validation).sum()))
     validation = validation_batch(shards, batches, config.training)
     reports = train(
@@ -58,20 +96,19 @@ def train_worker(job: dict[str, Any]) -> bool:
     finished = True
     try:
         for report in reports:
-            out_of_time = _out_of_time(config, started, report.step, workers.world_size)
+            stopped = stop.due(config, report.step, device, workers.world_size)
             if keeper is not None:
-                keeper.keep(state, report, last=out_of_time or report.step == max_steps)
-            if out_of_time and report.step < max_steps:
+                keeper.keep(state, report, last=stopped or report.step == max_steps)
+            if stopped and report.step < max_steps:
                 finished = False
                 break
         if keeper is not None:
             keeper.finish(state)
             if finished and validation is not None:
-                _measure_profile(config, validation, get_device())
+                _measure_profile(config, validation, device)
     finally:
         if keeper is not None:
             keeper.close()
-    ray.train.report({"step": state.step})
     return finished
 
 
@@ -169,23 +206,30 @@ def _first_state(config: Config, shards: "Shards", device: Any, rank: int) -> "T
     return state
 
 
-def _out_of_time(config: Config, started: float, step: int, world_size: int) -> bool:
-    """Whether max_seconds are over; all workers must agree, so rank 0's clock decides."""
-    limit = config.training.max_seconds
-    if limit is None:
-        return False
-    over = time.monotonic() - started > limit
-    if world_size == 1:
-        return over
-    if step % 5:
-        return False
-    import torch
-    from ray.train.torch import get_device
-    from torch import distributed
+@dataclass(frozen=True)
+class _Stop:
+    """Whether training shall end before its last step."""
 
-    flag = torch.tensor([float(over)], device=get_device())
-    distributed.broadcast(flag, src=0)
-    return bool(flag.item())
+    started: float
+    stop_file: str | None
+
+    def due(self, config: Config, step: int, device: "torch.device", world_size: int) -> bool:
+        """Whether time is over or the stop file is there; all workers agree, rank 0 decides."""
+        limit = config.training.max_seconds
+        if limit is None and self.stop_file is None:
+            return False
+        over = limit is not None and time.monotonic() - self.started > limit
+        over = over or (self.stop_file is not None and os.path.exists(self.stop_file))  # noqa: PTH110  (asked at every step)
+        if world_size == 1:
+            return over
+        if step % 5:
+            return False
+        import torch
+        from torch import distributed
+
+        flag = torch.tensor([float(over)], device=device)
+        distributed.broadcast(flag, src=0)
+        return bool(flag.item())
 
 
 def planned_steps(config: Config, num_cells: int) -> int:

@@ -1,0 +1,84 @@
+"""The MLflow runs of a sweep's trials: children of one parent, each ended as its trial ended."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.journal import FILE_NAME
+from pipelines.tracking.mirror import mirror
+from pipelines.tracking.run import DriverRun, driver_run
+from pipelines.tracking.store import RunRef
+from sedd.errors import Preempted, SeddError
+
+
+@dataclass
+class _Child:
+    run: DriverRun
+    stack: ExitStack
+
+
+class Children:
+    """Child runs that are open now; those still open when the block ends are KILLED."""
+
+    def __init__(self, parent: RunRef | None, *, tracking_uri: str | None = None) -> None:
+        self._parent, self._tracking_uri = parent, tracking_uri
+        self._open: dict[str, _Child] = {}
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._open):
+            self._close(name, Preempted("the sweep was stopped"))
+
+    def begin(self, name: str, folder: Path, config: Mapping[str, Any], text: str) -> DriverRun:
+        """Open the run of a trial, or go on with the one it has, and mirror its journal.
+
+        Args:
+            name: The trial's name.
+            folder: Its experiment directory.
+            config: Its configuration, as plain values.
+            text: The same as YAML.
+        """
+        if name in self._open:
+            return self._open[name].run
+        stack = ExitStack()
+        run = stack.enter_context(
+            driver_run(
+                "train",
+                experiment_dir=folder,
+                name=name,
+                tracking_uri=self._tracking_uri,
+                parent=self._parent,
+            )
+        )
+        run.log_config(config, text=text)
+        stack.enter_context(mirror(run.ref, folder / FILE_NAME))
+        self._open[name] = _Child(run=run, stack=stack)
+        return run
+
+    def end(
+        self, name: str, state: str, *, reason: str = "", metrics: Mapping[str, float]
+    ) -> None:
+        """End the run of a trial: FINISHED, FAILED, or KILLED where it was stopped early.
+
+        Args:
+            name: The trial's name.
+            state: finished, stopped or failed.
+            reason: Why it was stopped or failed; a tag.
+            metrics: Final numbers.
+        """
+        child = self._open.get(name)
+        if child is None:
+            return
+        child.run.log_metrics(metrics)
+        child.run.set_tags({"sedd.trial": state, **({"sedd.reason": reason} if reason else {})})
+        endings = {"stopped": Preempted(reason), "failed": SeddError(reason)}
+        self._close(name, endings.get(state))
+
+    def _close(self, name: str, error: BaseException | None) -> None:
+        """Leave the run's block as if this had been raised in it."""
+        child = self._open.pop(name)
+        child.stack.__exit__(type(error) if error else None, error, None)

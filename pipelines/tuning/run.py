@@ -1,0 +1,271 @@
+"""Ray Tune at work on a sweep: the driver's side of all trials.
+
+The sweep's own files are the truth. Tune is started afresh each time, is handed the trials that
+are not finished and then new points, and its scheduler is told how the finished ones went.
+"""
+
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from pipelines.cluster import Cluster
+from pipelines.journal import FILE_NAME
+from pipelines.tuning.points import Points
+from pipelines.tuning.search import Search
+from pipelines.tuning.space import Point
+from pipelines.tuning.sweep import SweepFolder, Trial
+from pipelines.tuning.trial import Course, TrialJob, TrialRun
+from sedd.config import ScalingConfig
+from sedd.errors import UsageError
+
+METRIC, TIME = "nelbo", {"cells": "cells_seen", "seconds": "wall_s"}
+ROUNDING, LAST_RUNG = 0.9, 0.99
+"""Validations fall a little before a rung where steps were rounded; the end is no rung."""
+MAX_FAILURES = 2
+"""How often a trial whose process died is started again; it goes on from its checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many trials run at once, and what each takes."""
+
+    at_once: int
+    threads: int
+    bundle: dict[str, float]
+
+
+class Watcher:
+    """What a driver does when trials begin and end; this one does nothing."""
+
+    def begin(self, trial: Trial) -> None:
+        """A trial starts, for the first time or again."""
+
+    def end(self, trial: Trial) -> None:
+        """A trial ended and its record is written."""
+
+
+def room_for(search: Search, scaling: ScalingConfig, there: Cluster) -> Room:
+    """The room for trials in a cluster.
+
+    Raises:
+        UsageError: Not one trial fits.
+    """
+    alone = scaling.num_workers == 1
+    gpus = search.gpus_per_trial if alone else float(scaling.num_workers)
+    need = {"CPU": scaling.num_workers * scaling.cpus_per_worker}
+    if scaling.use_gpu:
+        need["GPU"] = gpus
+    has = {"CPU": there.num_cpus, "GPU": there.num_gpus}
+    fits = {kind: math.floor(has[kind] / amount + 1e-9) for kind, amount in need.items()}
+    for kind, number in fits.items():
+        if number < 1:
+            message = (
+                f"A trial needs {need[kind]:g} {kind}s and there are {has[kind]:g}. Ask for fewer "
+                "with scaling.num_workers, scaling.cpus_per_worker or gpus_per_trial, or name a "
+                "larger cluster with RAY_ADDRESS."
+            )
+            raise UsageError(message)
+    at_once = min(search.num_trials, *fits.values())
+    threads = max(1, int(there.num_cpus // (at_once * scaling.num_workers)))
+    # The workers of a trial of several take their own places; their manager takes none.
+    bundle = need if alone else {"CPU": 0.0, "memory": 1.0}
+    return Room(at_once=at_once, threads=threads, bundle=bundle)
+
+
+def run_trials(
+    sweep: SweepFolder,
+    search: Search,
+    points: Points,
+    room: Room,
+    job: TrialJob,
+    *,
+    prepare: Callable[[str, Point], str],
+    watcher: Watcher,
+) -> None:
+    """Run what is left of a sweep; returns when every trial has ended.
+
+    Args:
+        sweep: Where trials are, some of which may have ended or begun before.
+        search: How many there shall be, on which budget.
+        points: Proposes new ones.
+        room: How many run at once.
+        job: What each is told.
+        prepare: Makes the experiment directory of a new or unfinished trial; returns its shards.
+        watcher: Hears of beginnings and ends.
+    """
+    trials = sweep.trials()
+    unfinished = [trial for trial in trials if trial.state == "running"]
+    left = max(0, search.num_trials - len(trials)) + len(unfinished)
+    if not left:
+        return
+    storage = sweep.path / ".ray"
+    book = _Book(sweep, points, watcher)
+    feeder = _Feeder(sweep, points, unfinished, prepare)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(TrialRun, job=job),
+            tune.PlacementGroupFactory([room.bundle]),
+        ),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            search_alg=feeder,
+            scheduler=_scheduler(sweep, search, trials),
+            num_samples=left,
+            max_concurrent_trials=room.at_once,
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(storage),
+            callbacks=[book],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+class _Feeder(Searcher):
+    """Hands Tune the unfinished trials, then new ones; the configuration is the trial's name."""
+
+    def __init__(
+        self,
+        sweep: SweepFolder,
+        points: Points,
+        unfinished: Sequence[Trial],
+        prepare: Callable[[str, Point], str],
+    ) -> None:
+        super().__init__(metric=METRIC, mode="min")
+        self._sweep, self._points, self._prepare = sweep, points, prepare
+        self._unfinished = list(unfinished)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial."""
+        del trial_id
+        if self._unfinished:
+            trial = self._unfinished.pop(0)
+        else:
+            point = self._points.propose()
+            if point is None:
+                return Searcher.FINISHED
+            trial = Trial(name=f"trial_{len(self._sweep.trials()):03d}", point=point)
+            self._sweep.save(trial)
+        return {"name": trial.name, "shards": self._prepare(trial.name, trial.point)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:  # noqa: FBT001, FBT002  (Ray Tune's signature)
+        """Nothing: the book tells the points."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the sweep's files are the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing that Tune would pickle."""
+        return {}
+
+
+class _Book(tune.Callback):
+    """Writes down how trials end, and tells the watcher and the points."""
+
+    def __init__(self, sweep: SweepFolder, points: Points, watcher: Watcher) -> None:
+        self._sweep, self._points, self._watcher = sweep, points, watcher
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has its process."""
+        self._watcher.begin(self._record(trial))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Any], trial: Any, **info: Any
+    ) -> None:
+        """A trial ended: by itself, or because the scheduler stopped it."""
+        result = trial.last_result or {}
+        state = result.get("ended") or "stopped"
+        reason = result.get("reason") or (
+            f"others were better after as much training ({result.get('cells_seen', 0):.0f} cells)"
+            if state == "stopped"
+            else ""
+        )
+        self._end(trial, state, reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial whose process died again and again."""
+        self._end(trial, "failed", _last_line(trial))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing that Tune would pickle."""
+        return {}
+
+    def _record(self, trial: Any) -> Trial:
+        name = trial.config["name"]
+        return next(each for each in self._sweep.trials() if each.name == name)
+
+    def _end(self, trial: Any, state: Any, reason: str) -> None:
+        result = trial.last_result or {}
+        nelbo = result.get(METRIC, math.inf)
+        ended = replace(
+            self._record(trial),
+            state=state,
+            reason=reason,
+            nelbo=nelbo if math.isfinite(nelbo) else None,
+            cells_seen=int(result.get("cells_seen", 0)),
+            wall_s=float(result.get("wall_s", 0.0)),
+            num_parameters=int(result.get("num_parameters", 0)),
+        )
+        self._sweep.save(ended)
+        self._points.learn(ended)
+        self._watcher.end(ended)
+
+
+def _scheduler(
+    sweep: SweepFolder, search: Search, trials: Sequence[Trial]
+) -> TrialScheduler:
+    """ASHA on the budget's unit, told how the trials went that ended before."""
+    budget = search.budget
+    if budget.reduction is None or budget.first_rung >= LAST_RUNG:
+        return FIFOScheduler()
+    per_trial = float(budget.per_trial or 0)
+    asha = AsyncHyperBandScheduler(
+        time_attr=TIME[budget.unit],
+        metric=METRIC,
+        mode="min",
+        grace_period=ROUNDING * per_trial * budget.first_rung,  # type: ignore[arg-type]
+        max_t=ROUNDING * LAST_RUNG * per_trial,  # type: ignore[arg-type]
+        reduction_factor=budget.reduction,
+        stop_last_trials=False,
+    )
+    for trial in trials:
+        if trial.state in ("finished", "stopped"):
+            _replay(asha, trial, Course(sweep.folder(trial.name) / FILE_NAME))
+    return asha
+
+
+def _replay(asha: AsyncHyperBandScheduler, trial: Trial, course: Course) -> None:
+    stand_in: Any = SimpleNamespace(trial_id=trial.name)
+    nobody: Any = None
+    asha.on_trial_add(nobody, stand_in)
+    numbers: Mapping[str, float] = {}
+    while course.advance():
+        numbers = course.numbers
+        asha.on_trial_result(nobody, stand_in, dict(numbers))
+    asha.on_trial_complete(nobody, stand_in, dict(numbers))
+
+
+def _last_line(trial: Any) -> str:
+    error = trial.get_error() if hasattr(trial, "get_error") else None
+    lines = str(error or "its process died").strip().splitlines()
+    return lines[-1][:300] if lines else "its process died"

@@ -1,0 +1,183 @@
+"""A sweep on disk: what is searched, its trials, and how far each came."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.tuning.search import Search
+from pipelines.tuning.space import Point, apply
+from sedd.config import Config
+from sedd.errors import StorageError, UsageError
+from sedd.storage import write_text
+
+FILE_NAME = "sweep.json"
+TRIAL_FILE = "trial.json"
+STOP_FILE = ".stop"
+State = Literal["running", "finished", "stopped", "failed"]
+FREE = (
+    "search.num_trials", "search.gpus_per_trial", "config.scaling", "config.inference",
+    "config.experiment_dir", "config.checkpoint_dir", "config.resume",
+    "config.data.train_data_path", "config.data.prepared_dir",
+)  # fmt: skip
+"""What may differ between the command that began a sweep and the one that goes on."""
+
+UNPACED: dict[str, Any] = {"max_seconds": None, "patience": None}
+"""The budget ends a trial, and nothing else does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point, and what is known of it."""
+
+    name: str
+    """Name of its folder, e.g. trial_003."""
+    point: Point
+    state: State = "running"
+    """`stopped` is early, because others were better."""
+    reason: str = ""
+    """Why it was stopped or failed."""
+    nelbo: float | None = None
+    """Best validation NELBO in nats per gene, under the averaged weights."""
+    cells_seen: int = 0
+    wall_s: float = 0.0
+    """Seconds of training, over all attempts."""
+    num_parameters: int = 0
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The folder of a sweep; trials are experiment directories in it."""
+
+    path: Path
+
+    def folder(self, name: str) -> Path:
+        """The experiment directory of a trial."""
+        return self.path / "trials" / name
+
+    def refit_folder(self, name: str) -> Path:
+        """The experiment directory in which the point of a trial is fitted again."""
+        return self.path / "refits" / name
+
+    def trials(self) -> list[Trial]:
+        """All trials there are, in the order they began.
+
+        Raises:
+            StorageError: A record is damaged.
+        """
+        return [_read_trial(path) for path in sorted(self.path.glob(f"trials/*/{TRIAL_FILE}"))]
+
+    def save(self, trial: Trial) -> None:
+        """Write the record of a trial, in one move."""
+        folder = self.folder(trial.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(trial), indent=1, ensure_ascii=False)
+        write_text(folder / TRIAL_FILE, text)
+
+    def require_same(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse to go on with a sweep of something else.
+
+        Raises:
+            UsageError: Names what differs, by dotted names.
+            StorageError: The record is damaged.
+        """
+        path = self.path / FILE_NAME
+        if not path.exists():
+            return
+        try:
+            there = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError) as error:
+            message = f"{path} is damaged ({error}); restore it, or sweep in another folder."
+            raise StorageError(message) from error
+        asked = dict(_leaves(json.loads(json.dumps(wanted))))
+        told = [
+            f"{name}: there {there.get(name)!r}, now {asked.get(name)!r}"
+            for name in sorted(there.keys() | asked.keys())
+            if there.get(name) != asked.get(name) and not name.startswith(FREE)
+        ]
+        if told:
+            lines = "\n  ".join(told)
+            message = (
+                f"{self.path} holds a sweep of something else:\n  {lines}\nGo on with what it was "
+                "begun with, or choose another --experiment_dir."
+            )
+            raise UsageError(message)
+
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """Write what is searched; trials made for it may be gone on with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        write_text(self.path / FILE_NAME, text)
+
+    def point_best_at(self, refit: Path) -> None:
+        """Make `best` a link to the experiment of the winner."""
+        link, fresh = self.path / "best", self.path / ".best.tmp"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(refit, self.path), target_is_directory=True)
+        fresh.replace(link)
+
+
+def record_of(search: Search, config: Config, **digests: str) -> dict[str, Any]:
+    """What must be equal for trials to be compared, and the rest of what was asked."""
+    return {
+        "search": dataclasses.asdict(search),
+        "config": dataclasses.asdict(config),
+        **digests,
+    }
+
+
+def trial_config(point: Point, base: Config, search: Search, folder: Path) -> Config:
+    """The configuration of a trial with a budget in cells; one in seconds is paced when it runs."""
+    config = replace(
+        apply(point, base), experiment_dir=str(folder), checkpoint_dir=None, resume="auto"
+    )
+    if search.budget.unit == "seconds":
+        return replace(config, training=replace(config.training, **UNPACED, max_steps=None))
+    steps = float(search.budget.per_trial or 0) / config.training.batch_size
+    return paced(config, steps, search)
+
+
+def paced(config: Config, steps: float, search: Search) -> Config:
+    """The configuration with about so many steps, measured as often as the rungs need it.
+
+    Steps are rounded to whole intervals between measurements, so that the last is at the end.
+    """
+    often = steps * search.budget.first_rung
+    every = max(1, math.floor(min(config.training.validate_every, often)))
+    pace = {
+        "max_steps": every * max(1, round(steps / every)),
+        "validate_every": every,
+        "checkpoint_every": every,
+    }
+    return replace(config, training=replace(config.training, **UNPACED, **pace))
+
+
+def winner(trials: list[Trial]) -> Trial | None:
+    """The best by validation NELBO: of those that used their budget, else of all that have one."""
+    measured = [t for t in trials if t.nelbo is not None and math.isfinite(t.nelbo)]
+    done = [t for t in measured if t.state == "finished"]
+    return min(done or measured, key=lambda t: (float(t.nelbo or 0), t.name), default=None)
+
+
+def _read_trial(path: Path) -> Trial:
+    try:
+        return Trial(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        message = (
+            f"{path} is damaged ({error}). Remove the folder of this trial to run it again: "
+            f"{path.parent}."
+        )
+        raise StorageError(message) from error
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
