@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TAG_VERB = "sedd.verb"
 TAG_KEY = "sedd.experiment_key"
+TAG_PARENT = "mlflow.parentRunId"
 KEEPER = "train"  # the verb whose run an experiment directory has
 
 
@@ -34,7 +35,7 @@ class Origin:
     def tags(self) -> dict[str, str]:
         """Where the run belongs, as MLflow tags."""
         tags = folder_tags(self.folder) if self.folder is not None else {}
-        return tags | ({"mlflow.parentRunId": self.parent.run_id} if self.parent else {})
+        return tags | ({TAG_PARENT: self.parent.run_id} if self.parent else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ def claim_run(store: Store, origin: Origin) -> Claim:
             )
             if verb == origin.verb:
                 client.update_run(found, status="RUNNING")
+                if origin.parent is not None:
+                    client.set_tag(found, TAG_PARENT, origin.parent.run_id)
             return Claim(ref=ref, owned=verb == origin.verb)
         ref = create_run(store, verb=origin.verb, name=origin.name, tags=origin.tags)
         return Claim(ref=ref, owned=True)

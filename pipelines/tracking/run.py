@@ -19,6 +19,7 @@ from pipelines.tracking.origin import KEEPER, Origin, claim_run
 from pipelines.tracking.record import Record, flat_params
 from pipelines.tracking.store import (
     DEFAULT_EXPERIMENT,
+    NOTE,
     Metric,
     RunRef,
     TrackingUnavailableError,
@@ -86,6 +87,10 @@ class DriverRun:
         """Set tags, replacing those of the same names."""
         self._write(lambda client, run_id: mlflow_store.send_tags(client, run_id, tags))
 
+    def describe(self, text: str) -> None:
+        """Set the run's note, Markdown that MLflow shows above the run; the newest counts."""
+        self.set_tags({NOTE: text})
+
     def finish(self, status: str) -> None:
         """Set the final status, unless this verb only joined the run of another."""
         if self.owned:
@@ -125,7 +130,7 @@ def driver_run(
         name: The run's name; the folder's name if not given.
         experiment: The MLflow experiment; MLFLOW_EXPERIMENT_NAME or `sedd` if not given.
         tracking_uri: The store; MLFLOW_TRACKING_URI or ./mlflow.db if not given.
-        parent: The run under which this one is shown.
+        parent: The run under which this one is shown; one that is gone on with moves there.
 
     Raises:
         UsageError: The tracking URI or the credentials are wrong.

@@ -19,6 +19,8 @@ DEFAULT_EXPERIMENT = "sedd"
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 5000
+NOTE = "mlflow.note.content"  # the tag whose Markdown MLflow shows as the description
 
 
 class TrackingUnavailableError(Exception):
@@ -185,10 +187,10 @@ def send_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) 
 
 
 def send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run, in one call."""
+    """Set tags of a run, in one call; a value too long for MLflow ends with its last whole line."""
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    client.log_batch(run_id, tags=[RunTag(name, shorten(text)) for name, text in tags.items()])
 
 
 def send_dataset(
@@ -207,6 +209,14 @@ def send_dataset(
 def metric_key(name: str) -> str:
     """A name that MLflow accepts: `Pearson/CD14+ Monocytes` becomes `Pearson/CD14_ Monocytes`."""
     return re.sub(r"[^\w\-. /]", "_", name)[:250]
+
+
+def shorten(text: str, limit: int = MAX_TAG_LENGTH) -> str:
+    """The text if MLflow takes it whole, else its first lines and a sign that some are missing."""
+    if len(text) <= limit:
+        return text
+    kept = text[: limit - 2]
+    return f"{kept[: kept.rfind(chr(10))] if chr(10) in kept else kept}\n…"
 
 
 def redact(text: str) -> str:

@@ -305,6 +305,34 @@ def test_a_parent_shows_its_verbs_under_itself(tracking_uri, tmp_path):
     assert training.ref.experiment_id == demo.ref.experiment_id
 
 
+def test_a_child_that_is_gone_on_with_moves_to_its_new_parent(tracking_uri, tmp_path):
+    opened = []
+    for _ in range(2):
+        with (
+            driver_run("tune") as sweep,
+            driver_run("train", experiment_dir=tmp_path / "trial", parent=sweep.ref) as trial,
+        ):
+            opened.append((sweep.ref.run_id, trial.ref.run_id))
+
+    (first, child), (second, again) = opened
+    assert first != second
+    assert child == again
+    assert status_and_tags(trial.ref)[1]["mlflow.parentRunId"] == second
+
+
+def test_a_note_too_long_for_mlflow_keeps_its_whole_first_lines(tracking_uri):
+    rows = [f"| method {row} | 0.{row:04} |" for row in range(400)]
+
+    with driver_run("evaluate") as run:
+        run.describe("short")
+        run.describe("\n".join(rows))
+
+    note = status_and_tags(run.ref)[1]["mlflow.note.content"]
+    kept = note.removesuffix("\n…").splitlines()
+    assert 4900 < len(note) <= 5000
+    assert kept == rows[: len(kept)]
+
+
 def test_config_data_and_figures_arrive(tracking_uri, tmp_path):
     figure = tmp_path / "figures" / "shift.txt"
     figure.parent.mkdir()
