@@ -33,15 +33,8 @@ class Children:
         for name in list(self._open):
             self._close(name, Preempted("the sweep was stopped"))
 
-    def begin(self, name: str, folder: Path, config: Mapping[str, Any], text: str) -> DriverRun:
-        """Open the run of a trial, or go on with the one it has, and mirror its journal.
-
-        Args:
-            name: The trial's name.
-            folder: Its experiment directory.
-            config: Its configuration, as plain values.
-            text: The same as YAML.
-        """
+    def begin(self, name: str, folder: Path) -> DriverRun:
+        """Open the run of a trial, or go on with the one it has, and mirror its journal."""
         if name in self._open:
             return self._open[name].run
         stack = ExitStack()
@@ -54,13 +47,19 @@ class Children:
                 parent=self._parent,
             )
         )
-        run.log_config(config, text=text)
         stack.enter_context(mirror(run.ref, folder / FILE_NAME))
         self._open[name] = _Child(run=run, stack=stack)
         return run
 
     def end(
-        self, name: str, state: str, *, reason: str = "", metrics: Mapping[str, float]
+        self,
+        name: str,
+        state: str,
+        *,
+        reason: str,
+        metrics: Mapping[str, float],
+        config: Mapping[str, Any],
+        text: str,
     ) -> None:
         """End the run of a trial: FINISHED, FAILED, or KILLED where it was stopped early.
 
@@ -69,10 +68,14 @@ class Children:
             state: finished, stopped or failed.
             reason: Why it was stopped or failed; a tag.
             metrics: Final numbers.
+            config: The configuration it had, as plain values; a budget in seconds is in it only
+                after the trial was paced.
+            text: The same as YAML.
         """
         child = self._open.get(name)
         if child is None:
             return
+        child.run.log_config(config, text=text)
         child.run.log_metrics(metrics)
         child.run.set_tags({"sedd.trial": state, **({"sedd.reason": reason} if reason else {})})
         endings = {"stopped": Preempted(reason), "failed": SeddError(reason)}

@@ -85,7 +85,7 @@ def run_trials(
     search: Search,
     points: Points,
     room: Room,
-    job: TrialJob,
+    provenance: dict[str, str],
     *,
     prepare: Callable[[str, Point], str],
     watcher: Watcher,
@@ -97,7 +97,7 @@ def run_trials(
         search: How many there shall be, on which budget.
         points: Proposes new ones.
         room: How many run at once.
-        job: What each is told.
+        provenance: Digests of cells and split, kept in every checkpoint.
         prepare: Makes the experiment directory of a new or unfinished trial; returns its shards.
         watcher: Hears of beginnings and ends.
     """
@@ -107,6 +107,9 @@ def run_trials(
     if not left:
         return
     storage = sweep.path / ".ray"
+    job = TrialJob(
+        sweep=str(sweep.path), search=search, provenance=provenance, threads=room.threads
+    )
     book = _Book(sweep, points, watcher)
     feeder = _Feeder(sweep, points, unfinished, prepare)
     tuner = tune.Tuner(
@@ -115,18 +118,19 @@ def run_trials(
             tune.PlacementGroupFactory([room.bundle]),
         ),
         tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="min",
             search_alg=feeder,
             scheduler=_scheduler(sweep, search, trials),
             num_samples=left,
             max_concurrent_trials=room.at_once,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
             callbacks=[book],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
@@ -150,7 +154,7 @@ class _Feeder(Searcher):
         self._sweep, self._points, self._prepare = sweep, points, prepare
         self._unfinished = list(unfinished)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next trial."""
         del trial_id
         if self._unfinished:
@@ -163,9 +167,7 @@ class _Feeder(Searcher):
             self._sweep.save(trial)
         return {"name": trial.name, "shards": self._prepare(trial.name, trial.point)}
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:  # noqa: FBT001, FBT002  (Ray Tune's signature)
+    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
         """Nothing: the book tells the points."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -189,9 +191,7 @@ class _Book(tune.Callback):
         """A trial has its process."""
         self._watcher.begin(self._record(trial))
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[Any], trial: Any, **info: Any
-    ) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: by itself, or because the scheduler stopped it."""
         result = trial.last_result or {}
         state = result.get("ended") or "stopped"
@@ -231,9 +231,7 @@ class _Book(tune.Callback):
         self._watcher.end(ended)
 
 
-def _scheduler(
-    sweep: SweepFolder, search: Search, trials: Sequence[Trial]
-) -> TrialScheduler:
+def _scheduler(sweep: SweepFolder, search: Search, trials: Sequence[Trial]) -> TrialScheduler:
     """ASHA on the budget's unit, told how the trials went that ended before."""
     budget = search.budget
     if budget.reduction is None or budget.first_rung >= LAST_RUNG:
@@ -263,6 +261,10 @@ def _replay(asha: AsyncHyperBandScheduler, trial: Trial, course: Course) -> None
         numbers = course.numbers
         asha.on_trial_result(nobody, stand_in, dict(numbers))
     asha.on_trial_complete(nobody, stand_in, dict(numbers))
+
+
+def _name(trial: Any) -> str:
+    return trial.config["name"]
 
 
 def _last_line(trial: Any) -> str:

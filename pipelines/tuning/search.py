@@ -1,5 +1,6 @@
 """The search file: what is tried, on which budget, in which order."""
 
+import importlib.util
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,11 +102,9 @@ def read_search(path: Path, **given: Any) -> Search:
 
 def require_optuna() -> None:
     """Raise ConfigError where the extra is not installed."""
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("optuna") is None:
         message = "searcher optuna needs the extra: pip install '.[sweep]', or use random."
-        raise ConfigError(message) from error
+        raise ConfigError(message)
 
 
 def in_cells(search: Search, config: Config, num_cells: int) -> Search:

@@ -141,6 +141,18 @@ def trial_config(point: Point, base: Config, search: Search, folder: Path) -> Co
     return paced(config, steps, search)
 
 
+def refit_config(point: Point, base: Config, folder: Path) -> Config:
+    """The configuration with a point, trained as long as it says: as many cells if in steps."""
+    config = replace(
+        apply(point, base), experiment_dir=str(folder), checkpoint_dir=None, resume="auto"
+    )
+    training = config.training
+    if training.max_steps is not None and training.batch_size != base.training.batch_size:
+        steps = math.ceil(training.max_steps * base.training.batch_size / training.batch_size)
+        config = replace(config, training=replace(training, max_steps=steps))
+    return config
+
+
 def paced(config: Config, steps: float, search: Search) -> Config:
     """The configuration with about so many steps, measured as often as the rungs need it.
 

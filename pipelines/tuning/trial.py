@@ -53,7 +53,7 @@ class TrialRun(tune.Trainable):
     all attempts), `num_parameters`, `ended` ("", or how) and `reason`.
     """
 
-    def setup(self, config: dict[str, Any], *, job: TrialJob) -> None:
+    def setup(self, config: dict[str, Any], *, job: TrialJob) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  (given by with_parameters)
         """Take the folder of the trial and start its training in a thread."""
         self._job, self._shards = job, config["shards"]
         self._folder = SweepFolder(Path(job.sweep)).folder(config["name"])
@@ -86,6 +86,12 @@ class TrialRun(tune.Trainable):
         if mendable is None:
             raise self._error
         return self._result("failed", reason=str(mendable))
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the checkpoints of the experiment directory are the truth."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `setup` went on from the newest checkpoint that verifies."""
 
     def cleanup(self) -> None:
         """Let the training end after a checkpoint, and give the folder back."""
@@ -122,7 +128,7 @@ class TrialRun(tune.Trainable):
         job = Job(
             config=config.to_yaml(),
             shards=self._shards,
-            provenance=self._job.provenance,
+            provenance={**self._job.provenance, "shards": Path(self._shards).name},
             threads=self._job.threads,
             stop_file=str(self._stop_file),
         )
