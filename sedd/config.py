@@ -7,6 +7,7 @@ reads the environment for a setting or parses YAML.
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,7 +156,7 @@ def from_yaml(text: str, *, source: str = "the configuration") -> Config:
 def from_dict(content: Mapping[str, Any], *, source: str) -> Config:
     """Check plain values; ConfigError lists every mistake with the nearest valid key."""
     try:
-        return TypeAdapter(Config).validate_python(content)
+        return _checker().validate_python(content)
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(dict(item))}" for item in error.errors())
         raise ConfigError(f"{source} is not a valid configuration:\n{lines}") from error
@@ -172,6 +173,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return _parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8: {error}.") from error
+
+
+@functools.cache
+def _checker() -> Any:  # beartype knows no TypeAdapter[Config]
+    return TypeAdapter(Config)
 
 
 class _Loader(yaml.SafeLoader):

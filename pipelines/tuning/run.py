@@ -49,7 +49,7 @@ class Watcher:
         """A trial starts, for the first time or again."""
 
     def end(self, trial: Trial) -> None:
-        """A trial ended and its record is written."""
+        """A trial ended; its record is written after this."""
 
 
 def room_for(search: Search, scaling: ScalingConfig, there: Cluster) -> Room:
@@ -226,9 +226,10 @@ class _Book(tune.Callback):
             wall_s=float(result.get("wall_s", 0.0)),
             num_parameters=int(result.get("num_parameters", 0)),
         )
-        self._sweep.save(ended)
-        self._points.learn(ended)
+        # The record comes last: killed before it, the trial is taken up once more and ends again.
         self._watcher.end(ended)
+        self._points.learn(ended)
+        self._sweep.save(ended)
 
 
 def _scheduler(sweep: SweepFolder, search: Search, trials: Sequence[Trial]) -> TrialScheduler:

@@ -73,8 +73,8 @@ class Search:
         if self.seed < 0:
             problems.append(f"seed is {self.seed}, wanted 0 or more.")
         gpus = self.gpus_per_trial
-        if not gpus > 0 or (gpus > 1 and gpus != int(gpus)):
-            problems.append(f"gpus_per_trial is {gpus}, wanted up to 1, or a whole number.")
+        if not 0 < gpus <= 1:
+            problems.append(f"gpus_per_trial is {gpus}, wanted more than 0 and up to 1.")
         if problems:
             raise ValueError("\n  ".join(problems))
 
