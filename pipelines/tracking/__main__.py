@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.command_line import Parser, entry
-from pipelines.tracking.mirror import sync
-from pipelines.tracking.store import TrackingUnavailableError, open_store, redact
+from pipelines.tracking.faults import TrackingUnavailableError, redact
+from pipelines.tracking.store import open_store
+from pipelines.tracking.syncing import sync
 from sedd.errors import StorageError
 
 
@@ -31,10 +32,10 @@ def main(argv: Sequence[str]) -> None:
     except TrackingUnavailableError as error:
         message = f"MLflow does not answer: {error}. Nothing is lost; run this again later."
         raise StorageError(message) from error
-    print(
-        f"{report.sent} of {report.points} metric values sent to run {report.run_id}; "
-        "the others were there"
-    )
+    where = f"run {report.run_id}"
+    if report.runs > 1:
+        where += f" and {report.runs - 1} more"
+    print(f"{report.sent} of {report.points} metric values sent to {where}; the others were there")
 
 
 if __name__ == "__main__":
