@@ -2,8 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sedd.errors import SeddError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
 
 REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 UNUSABLE = {"INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND"}
@@ -68,6 +72,36 @@ def require_file(path: Path) -> None:
         raise StorageError(message)
 
 
+def require_known_schema(uri: str) -> None:
+    """Refuse a database that another version of MLflow wrote; an empty one is fine.
+
+    Raises:
+        StorageError: It is older or newer, damaged, or nobody answers at its address.
+    """
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        require_file(path)
+        if not path.exists():
+            return
+    engine = create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return
+            found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    except SQLAlchemyError as error:
+        message = f"{redact(uri)} cannot be opened: {explain(error)}. {_advice(error)}"
+        raise StorageError(message) from error
+    finally:
+        engine.dispose()
+    expected = _schema_scripts().get_current_head()
+    if found is not None and found != expected:
+        raise StorageError(_other_version(uri, found, expected))
+
+
 def redact(text: str) -> str:
     """The text with user names and passwords taken out of its addresses."""
     return re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
@@ -80,12 +114,12 @@ def explain(error: BaseException) -> str:
     return redact(text[:300])
 
 
-def _other_version(uri: str, found: str, expected: str) -> str:
+def _other_version(uri: str, found: str, expected: str | None) -> str:
     """Whether the database is of an older MLflow (upgrade it) or a newer one (upgrade MLflow)."""
     import mlflow
 
     shown = redact(uri)
-    if found in _known_revisions():
+    if found in {known.revision for known in _schema_scripts().walk_revisions()}:
         return (
             f"{shown} was written by an older MLflow (schema {found}; this is MLflow "
             f"{mlflow.__version__} with {expected}). Make a copy, then run `mlflow db upgrade "
@@ -98,17 +132,15 @@ def _other_version(uri: str, found: str, expected: str) -> str:
     )
 
 
-def _known_revisions() -> set[str]:
-    """The schema revisions that this MLflow can upgrade from."""
+def _schema_scripts() -> "ScriptDirectory":
+    """The steps by which this MLflow makes and upgrades a database."""
     from alembic.config import Config
     from alembic.script import ScriptDirectory
     from mlflow.store import db_migrations
 
     settings = Config()
     settings.set_main_option("script_location", str(Path(db_migrations.__path__[0])))
-    return {
-        revision.revision for revision in ScriptDirectory.from_config(settings).walk_revisions()
-    }
+    return ScriptDirectory.from_config(settings)
 
 
 def _advice(error: BaseException) -> str:
@@ -120,4 +152,6 @@ def _advice(error: BaseException) -> str:
         return "It is a database of something else than MLflow; name another file."
     if "locked" in text:
         return "Another process holds it: wait for that, or run a server (see the README)."
+    if "connection" in text and "psycopg" in text:
+        return "Is the database running, and are its address, name and password right?"
     return "See that the disk has room and that you may write to the file and its folder."
