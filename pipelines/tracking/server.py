@@ -200,6 +200,10 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _require_package(module: str, what: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
+    if not _is_installed(module):
         message = f"{what} needs another package on the server: pip install {package}"
         raise UsageError(message)
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
