@@ -54,6 +54,7 @@ def run(
     from pipelines.experiment import load_cells, load_config
     from pipelines.judging import judge_predictions, require_judgeable, write_judged
     from pipelines.model_card import document, provenance_of, separation_metrics, separation_tables
+    from pipelines.notes import evaluation_note, log_held_out
     from pipelines.responses import measure_responses, response_figures, write_responses
     from pipelines.sampler_report import draw_sweep, report_sampler
     from pipelines.scoring import draw_figures, read_truth, score_condition, warn_of_lone_units
@@ -70,6 +71,7 @@ def run(
         require_judgeable(judges, cells.kind)
         split = Split.load(folder / "split.json", data_digest=cells.source.digest)
         conditions = _conditions(cells, split)
+        log_held_out(tracked, cells, split)
         source = find_source(config)
         trained = load_trained(source.checkpoint, config.model)
         experiment = replace(load_config(folder), experiment_dir=config.experiment_dir)
@@ -115,6 +117,7 @@ def run(
         _write_report(output / "report.html", known, config, results, figures, tables)
         metrics = _flat_metrics(results, mode) | separation_metrics(separations, mode)
         tracked.log_metrics({**metrics, **steps.metrics, **judge_metrics(judged)})
+        tracked.describe(evaluation_note(table, conditions, evaluated))
         tracked.log_artifacts(output, "evaluation")
     return "\n\n".join(text for text in (table, steps.sentence) if text)
 

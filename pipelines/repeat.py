@@ -93,19 +93,29 @@ def evaluate_command(evaluated: Evaluated) -> str:
     return _command("evaluate", *words, *evaluated.flags)
 
 
+def train_command(config: Config, *changes: str) -> str:
+    """The command that trains again, in a folder beside the experiment.
+
+    Args:
+        config: What the experiment was trained with.
+        changes: Flags for what shall be otherwise.
+    """
+    folder = _shown(Path(config.experiment_dir))
+    words = ["--config", f"{folder}/config.yaml", "--experiment_dir", f"{folder}_again", *changes]
+    if config.checkpoint_dir is not None:
+        words += ["--checkpoint_dir", f"{folder}_again/checkpoints"]
+    if Path(config.resume or "auto").is_relative_to(config.checkpoints):
+        words += ["--set", "resume=null"]  # a checkpoint on its own way, which may be gone by now
+    return _command("train", *words)
+
+
 def repeat_commands(evaluated: Evaluated) -> tuple[str, ...]:
     """The commands that train, generate and evaluate again, in a folder beside the experiment."""
     config, experiment = evaluated.config, evaluated.experiment
-    folder = _shown(Path(config.experiment_dir))
-    there = ["--experiment_dir", f"{folder}_again"]
-    words = ["--config", f"{folder}/config.yaml", *there, *overrides(experiment, config, "data")]
-    if experiment.checkpoint_dir is not None:
-        words += ["--checkpoint_dir", f"{folder}_again/checkpoints"]
-    if Path(experiment.resume or "auto").is_relative_to(experiment.checkpoints):
-        words += ["--set", "resume=null"]  # a checkpoint on its own way, which may be gone by now
+    there = ["--experiment_dir", f"{_shown(Path(config.experiment_dir))}_again"]
     drawn = [replace(experiment, inference=how) for how in evaluated.drawn]
     return (
-        _command("train", *words),
+        train_command(experiment, *overrides(experiment, config, "data")),
         *(_command("generate", *there, *overrides(experiment, how, "inference")) for how in drawn),
         _command("evaluate", *there, *overrides(experiment, config, "inference"), *evaluated.flags),
     )

@@ -51,7 +51,9 @@ def run(
         OutputExistsError: The experiment holds a model already and nothing was said of resuming.
         Preempted: `training.max_seconds` ended; the same command with --resume auto goes on.
     """
+    from pipelines.cost import training_cost
     from pipelines.experiment import load_cells, only_writer, shards_for, split_cells
+    from pipelines.notes import training_note
     from pipelines.tracking import driver_run, git_commit, mirror
 
     _require_equal_shares(config)
@@ -89,8 +91,11 @@ def run(
                 "sedd.git_commit": git_commit() or "unknown",
                 "sedd.held_out": ", ".join(f"{t} × {p}" for t, p in split.held_out[:20]),
             })  # fmt: skip
+            tracked.describe(training_note(config, split))
             with mirror(tracked.ref, folder / FILE_NAME):
                 finished = _fit(config, shards, provenance)
+            points = read_journal(folder / FILE_NAME)
+            tracked.log_metrics(training_cost(config, shards, points), step=points[-1].step)
             if not finished:
                 message = (
                     f"Stopped after {config.training.max_seconds:g} s with a checkpoint. Go on "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cost import peak_memory
 from pipelines.journal import FILE_NAME, Journal, truncate_after
 from sedd.config import Config, from_yaml
 
@@ -154,6 +155,7 @@ class _Keeper:
         }
         if report.validation_nelbo is not None:
             metrics["val/nelbo"] = report.validation_nelbo
+            metrics |= peak_memory(state.average.basis.device)
         self._journal.append(report.step, metrics)
         due = report.step % self._config.training.checkpoint_every == 0
         if due or last or report.is_best:

@@ -6,10 +6,12 @@ copies them here. A tracking server that does not answer costs a warning, never 
 `python -m pipelines.tracking sync --experiment_dir E` fills in what it missed.
 """
 
-from pipelines.tracking.mirror import SyncReport, mirror, sync
-from pipelines.tracking.record import git_commit
+from pipelines.tracking.facts import git_commit
+from pipelines.tracking.faults import TrackingUnavailableError
+from pipelines.tracking.mirror import mirror
 from pipelines.tracking.run import DriverRun, driver_run
-from pipelines.tracking.store import RunRef, Store, TrackingUnavailableError, open_store
+from pipelines.tracking.store import RunRef, Store, open_store
+from pipelines.tracking.syncing import SyncReport, sync
 
 __all__ = [
     "DriverRun",

@@ -2,7 +2,8 @@
 
 A point counts as present when MLflow holds the same value of that metric at that step, so steps
 that a resumed run repeats bit for bit, and syncs that are run twice, leave no second row. Metrics
-under `speed/` describe the machine and never repeat: there any value at that step counts.
+under `speed/` and `system/` describe the machine and never repeat: there any value at that step
+counts.
 """
 
 import math
@@ -11,42 +12,26 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.command_line import warn
-from pipelines.journal import FILE_NAME, JournalFollower, Point, read_journal
-from pipelines.tracking.origin import create_run, folder_tags
-from pipelines.tracking.record import Record, flat_params
+from pipelines.journal import JournalFollower, Point
+from pipelines.tracking.faults import explain
 from pipelines.tracking.store import (
     Metric,
     RunRef,
     connect,
-    explain,
     metric_history,
     metric_key,
-    open_store,
-    opening,
     send_metrics,
-    send_params,
 )
-from sedd.errors import UsageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MACHINE_PREFIX = "speed/"
+MACHINE_PREFIXES = ("speed/", "system/")
 LONGEST_PAUSE_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyncReport:
-    """What a sync found in the journal and what of it MLflow lacked."""
-
-    run_id: str
-    points: int
-    sent: int
 
 
 class Copier:
@@ -76,7 +61,7 @@ class Copier:
                 held.setdefault(old.step, []).append(old.value)
             self._present[metric.key] = held
         values = self._present[metric.key].get(metric.step, [])
-        if metric.key.startswith(MACHINE_PREFIX):
+        if metric.key.startswith(MACHINE_PREFIXES):
             return bool(values)
         return any(_same(value, metric.value) for value in values)
 
@@ -109,39 +94,6 @@ def mirror(
         yield
     finally:
         thread.finish(patience_s)
-
-
-def sync(experiment_dir: str | os.PathLike[str], *, tracking_uri: str | None = None) -> SyncReport:
-    """Bring MLflow's copy of a run up to its journal; running it twice changes nothing.
-
-    A run that MLflow never heard of (it was down when the training began) is made here, with the
-    directory's config as parameters.
-
-    Raises:
-        UsageError: The folder holds no tracked run.
-        TrackingUnavailableError: MLflow still does not answer.
-    """
-    folder = Path(experiment_dir).expanduser().resolve()
-    record = Record.load(folder)
-    uri = tracking_uri or (None if "***" in record.tracking_uri else record.tracking_uri)
-    store = open_store(uri, record.experiment)
-    with opening(store.tracking_uri):
-        client = connect(store.tracking_uri)
-        if record.run_id is None:
-            ref = create_run(store, verb=record.verb, name=record.name, tags=folder_tags(folder))
-            record = replace(record, run_id=ref.run_id)
-            record.save(folder)
-            _send_config(client, ref, folder / "config.yaml")
-        else:
-            experiment_id = client.get_run(record.run_id).info.experiment_id
-            ref = RunRef(
-                tracking_uri=store.tracking_uri, experiment_id=experiment_id, run_id=record.run_id
-            )
-        points = read_journal(folder / FILE_NAME)
-        sent = Copier(ref).send(points)
-        if record.status != "RUNNING" and client.get_run(ref.run_id).info.status == "RUNNING":
-            client.set_terminated(ref.run_id, record.status)
-    return SyncReport(run_id=ref.run_id, points=sum(len(p.metrics) for p in points), sent=sent)
 
 
 class _MirrorThread(threading.Thread):
@@ -207,17 +159,3 @@ def _same(stored: float, value: float) -> bool:
         return math.isnan(stored)
     largest = sys.float_info.max
     return stored == max(-largest, min(largest, value))
-
-
-def _send_config(client: "MlflowClient", ref: RunRef, path: Path) -> None:
-    import yaml
-
-    if not path.exists():
-        return
-    text = path.read_text()
-    config = yaml.safe_load(text)
-    if not isinstance(config, dict):
-        message = f"{path} is no config; restore it, or delete it and run this again."
-        raise UsageError(message)
-    send_params(client, ref.run_id, flat_params(config))
-    client.log_text(ref.run_id, text, "config.yaml")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.tracking import store as mlflow_store
-from pipelines.tracking.record import git_commit
+from pipelines.tracking.facts import git_commit
+from pipelines.tracking.record import KEEPERS
 from pipelines.tracking.store import RunRef, Store
 from sedd.errors import UsageError
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 TAG_VERB = "sedd.verb"
 TAG_KEY = "sedd.experiment_key"
 TAG_PARENT = "mlflow.parentRunId"
-KEEPER = "train"  # the verb whose run an experiment directory has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ def claim_run(store: Store, origin: Origin) -> Claim:
             return _adopt(client, store, origin)
         if origin.parent is not None:
             store = replace(store, experiment_id=origin.parent.experiment_id)
-        for verb in (KEEPER, origin.verb):
+        own = (origin.verb,)
+        for verb in own if origin.verb in KEEPERS else KEEPERS + own:
             found = _find(client, store, verb, origin.folder)
             if found is None:
                 continue
@@ -75,8 +76,23 @@ def claim_run(store: Store, origin: Origin) -> Claim:
         return Claim(ref=ref, owned=True)
 
 
-def create_run(store: Store, *, verb: str, name: str, tags: Mapping[str, str]) -> RunRef:
-    """Make a run with the tags that every run of ours carries."""
+def create_run(
+    store: Store,
+    *,
+    verb: str,
+    name: str,
+    tags: Mapping[str, str],
+    started_ms: int | None = None,
+) -> RunRef:
+    """Make a run with the tags that every run of ours carries.
+
+    Args:
+        store: Where.
+        verb: What runs.
+        name: The run's name.
+        tags: Those of this run alone.
+        started_ms: When it began, in milliseconds since 1970; now if not given.
+    """
     tags = {
         TAG_VERB: verb,
         "mlflow.source.name": f"pipelines.{verb}",
@@ -86,7 +102,7 @@ def create_run(store: Store, *, verb: str, name: str, tags: Mapping[str, str]) -
         **tags,
     }
     client = mlflow_store.connect(store.tracking_uri)
-    made = client.create_run(store.experiment_id, run_name=name, tags=tags)
+    made = client.create_run(store.experiment_id, started_ms, tags, name)
     return RunRef(
         tracking_uri=store.tracking_uri,
         experiment_id=store.experiment_id,
@@ -113,15 +129,40 @@ def _adopt(client: "MlflowClient", store: Store, origin: Origin) -> Claim:
             "MLFLOW_TRACKING_URI to an absolute address first; else unset MLFLOW_RUN_ID."
         )
         raise UsageError(message) from error
-    earlier = _find(client, store, KEEPER, origin.folder) if origin.verb == KEEPER else None
+    earlier = _find(client, store, origin.verb, origin.folder) if origin.verb in KEEPERS else None
     if earlier is not None and earlier != run_id:
-        client.set_tag(earlier, "sedd.continued_by", run_id)
-        if client.get_run(earlier).info.status == "RUNNING":
-            client.set_terminated(earlier, "KILLED")
+        _hand_over(client, info.experiment_id, earlier, run_id)
     mlflow_store.send_tags(client, run_id, {TAG_VERB: origin.verb, **origin.tags})
     client.update_run(run_id, status="RUNNING", name=origin.name)
     ref = RunRef(tracking_uri=store.tracking_uri, experiment_id=info.experiment_id, run_id=run_id)
     return Claim(ref=ref, owned=True)
+
+
+def _hand_over(client: "MlflowClient", experiment_id: str, earlier: str, later: str) -> None:
+    """Close the folder's earlier run and move its children, also those that ended, to the later."""
+    run = client.get_run(earlier)
+    for experiment in dict.fromkeys((run.info.experiment_id, experiment_id)):
+        for child in children_of(client, experiment, earlier):
+            client.set_tag(child, TAG_PARENT, later)
+    client.set_tag(earlier, "sedd.continued_by", later)
+    if run.info.status == "RUNNING":
+        client.set_terminated(earlier, "KILLED")
+
+
+def children_of(client: "MlflowClient", experiment_id: str, run_id: str) -> list[str]:
+    """The ids of the runs that are shown under this one."""
+    found: list[str] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            f"tags.`{TAG_PARENT}` = '{run_id}'",
+            page_token=token,
+        )
+        found += [run.info.run_id for run in page]
+        token = page.token
+        if not token:
+            return found
 
 
 def _find(client: "MlflowClient", store: Store, verb: str, folder: Path | None) -> str | None:

@@ -1,22 +1,25 @@
-"""Plain facts about a run: what its folder remembers of it, its parameters, its commit."""
+"""What a folder remembers of its run: where it is tracked, and what MLflow still has to be told."""
 
 import json
-import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from pipelines.tracking.store import MAX_PARAM_LENGTH, metric_key, redact
+from pipelines.journal import now_ms
+from pipelines.tracking.log import Log
+from pipelines.tracking.store import redact
 from sedd.errors import UsageError
 
 RECORD_NAME = "tracking.json"
-SECRET_WORDS = ("password", "secret", "token", "credential")
+KEEPERS = ("train", "tune")  # the verbs whose run is that of the folder; others join it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What an experiment directory remembers of its run, so that `sync` can find or make it."""
+    """What a folder remembers of a run, so that `sync` can find or make it and make it whole.
+
+    Times are in milliseconds since 1970.
+    """
 
     verb: str
     name: str
@@ -24,73 +27,79 @@ class Record:
     tracking_uri: str
     run_id: str | None
     status: str
+    started_ms: int = field(default_factory=now_ms)
+    ended_ms: int | None = None
+    missing: Log = field(default_factory=Log)
+    """What the driver logged and MLflow did not take yet; the journal's points come beside it."""
 
-    def save(self, folder: Path) -> None:
-        """Write `tracking.json`, without the credentials that an address may carry."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, path: Path) -> None:
+        """Write the file, without the credentials that an address may carry."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         entries = asdict(self) | {"tracking_uri": redact(self.tracking_uri)}
-        temporary = folder / f".{RECORD_NAME}.tmp"
-        temporary.write_text(json.dumps(entries, indent=2) + "\n")
-        temporary.replace(folder / RECORD_NAME)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
-    def load(cls, folder: Path) -> "Record":
-        """Read `tracking.json`.
+    def load(cls, path: Path) -> "Record":
+        """Read the file.
 
         Raises:
-            UsageError: The folder has none.
+            UsageError: There is none, or it is damaged.
         """
         try:
-            return cls(**json.loads((folder / RECORD_NAME).read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**content | {"missing": Log.from_json(content["missing"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
             message = (
-                f"{folder} holds no tracked run: {RECORD_NAME} is missing or damaged. "
-                "Give the folder that `train` wrote as --experiment_dir."
+                f"{path.parent} holds no tracked run: {path.name} is missing or damaged. "
+                "Give the folder that `train` or `tune` wrote as --experiment_dir."
             )
             raise UsageError(message) from error
 
 
-def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """A config as MLflow parameters: `cfg.section.key` to text.
+class Ledger:
+    """The record of a run on disk; every change is there before MLflow hears of it."""
 
-    The prefix keeps them apart from the parameters that `mlflow run` logs as they were typed.
-    """
-    return {
-        metric_key(f"cfg.{name}"): _as_text(name, value)[:MAX_PARAM_LENGTH]
-        for name, value in _leaves(config, "")
-    }
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def folder(self) -> Path:
+        """The experiment directory."""
+        return self.path.parent
+
+    def read(self) -> Record | None:
+        """The record, or None where there is none that can be read."""
+        try:
+            return Record.load(self.path)
+        except UsageError:
+            return None
+
+    def change(self, changed: Callable[[Record], Record]) -> None:
+        """Read, change and write the record, alone; nothing where there is no record."""
+        from filelock import FileLock
+
+        with FileLock(self.path.with_name(f".{self.path.stem}.lock"), timeout=60):
+            if (record := self.read()) is not None:
+                changed(record).save(self.path)
+
+    def owe(self, log: Log) -> None:
+        """Note what MLflow is to be told."""
+        self.change(lambda record: replace(record, missing=record.missing + log))
+
+    def settle(self, log: Log) -> None:
+        """Note that MLflow took it."""
+        self.change(lambda record: replace(record, missing=record.missing - log))
 
 
-def git_commit() -> str | None:
-    """The commit of this checkout, with `+changes` where files differ from it; None outside git."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return f"{commit}+changes" if _git(root, "status", "--porcelain") else commit
+def ledger_of(folder: Path, verb: str) -> Ledger:
+    """The ledger of the run that this verb has of its own in the folder."""
+    return Ledger(folder / (RECORD_NAME if verb in KEEPERS else f"tracking-{verb}.json"))
 
 
-def _leaves(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _as_text(name: str, value: Any) -> str:
-    if any(word in name.lower() for word in SECRET_WORDS):
-        return "***"
-    return redact(value if isinstance(value, str) else json.dumps(value, default=str))
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
+def relative(path: Path, folder: Path | None) -> str:
+    """The path from the folder, so that the folder may move; absolute where it lies elsewhere."""
+    path = path.expanduser().resolve()
+    inside = folder is not None and path.is_relative_to(folder)
+    return str(path.relative_to(folder)) if inside and folder is not None else str(path)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.tracking.faults import TrackingUnavailableError as TrackingUnavailableError
+from pipelines.tracking.faults import diagnose, redact, require_file
+from pipelines.tracking.faults import explain as explain
 from sedd.errors import SeddError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -21,10 +24,20 @@ MAX_PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 NOTE = "mlflow.note.content"  # the tag whose Markdown MLflow shows as the description
+EXPERIMENT_NOTE = """\
+Models of perturbed single cells (score-entropy discrete diffusion); one run per training.
 
+**What a run holds.** `cfg.*`: its whole configuration. `train/*`, `val/*`: loss and negative ELBO
+(nats per gene) by step. `eval/METRIC`: predicted against real held-out cells, and
+`eval/METHOD/METRIC` the same of every baseline and of the ceiling. `n_params`, `cells_seen`,
+`wall_s`: what it cost. `speed/*`, `system/*`: the machine. Its note says what was held out and how
+it did; `evaluation/report.html` among its artifacts says the rest. Inputs: the cells, by digest.
 
-class TrackingUnavailableError(Exception):
-    """The tracking server does not answer; the run goes on with its journal alone."""
+**How to compare.** Choose models by `val/nelbo`, never by `eval/*`: those cells are the test.
+Compare `eval/*` only between runs of the same `sedd.split` and the same digest of the cells. Select
+runs, *Compare*, then a scatter plot of `val/nelbo` against `n_params`, `cells_seen` or `wall_s`
+shows quality against cost. Runs of a sweep lie folded under their parent.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,11 @@ def resolve_uri(tracking_uri: str | None = None) -> str:
     return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
 
 
+def default_experiment() -> str:
+    """The name of the MLflow experiment in force: MLFLOW_EXPERIMENT_NAME, else `sedd`."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+
+
 def open_store(tracking_uri: str | None = None, experiment: str | None = None) -> Store:
     """Open the MLflow store, making the database and the experiment where there are none.
 
@@ -78,7 +96,7 @@ def open_store(tracking_uri: str | None = None, experiment: str | None = None) -
         StorageError: The database file is damaged or of another MLflow version.
     """
     uri = resolve_uri(tracking_uri)
-    name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+    name = experiment or default_experiment()
     lock, artifacts = nullcontext(), None
     if uri.startswith("sqlite:///"):
         lock, artifacts = _sqlite_lock(Path(uri.removeprefix("sqlite:///")))
@@ -86,7 +104,9 @@ def open_store(tracking_uri: str | None = None, experiment: str | None = None) -
         client = connect(uri)
         found = client.get_experiment_by_name(name)
         if found is None:
-            experiment_id = client.create_experiment(name, artifact_location=artifacts)
+            experiment_id = client.create_experiment(
+                name, artifact_location=artifacts, tags={NOTE: EXPERIMENT_NOTE}
+            )
         elif found.lifecycle_stage != "active":
             message = (
                 f"The experiment {name!r} is deleted in {redact(uri)}. Bring it back with "
@@ -96,6 +116,8 @@ def open_store(tracking_uri: str | None = None, experiment: str | None = None) -
             raise UsageError(message)
         else:
             experiment_id = found.experiment_id
+            if NOTE not in found.tags:
+                client.set_experiment_tag(experiment_id, NOTE, EXPERIMENT_NOTE)
     return Store(tracking_uri=uri, experiment=name, experiment_id=experiment_id)
 
 
@@ -107,35 +129,7 @@ def opening(uri: str) -> Iterator[None]:
     except SeddError:
         raise
     except Exception as error:
-        code = getattr(error, "error_code", "")
-        if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
-            message = (
-                f"MLflow at {redact(uri)} refuses these credentials ({code}). Set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
-            )
-            raise UsageError(message) from error
-        if "out-of-date database schema" in str(error):
-            message = (
-                f"{redact(uri)} was written by another version of MLflow. Make a copy, then run "
-                f"`mlflow db upgrade {redact(uri)}`."
-            )
-            raise StorageError(message) from error
-        if code == "RESOURCE_DOES_NOT_EXIST":
-            message = f"{redact(uri)} does not hold this run (any more): {explain(error)}."
-            raise UsageError(message) from error
-        if isinstance(error, ImportError) or code in {
-            "INVALID_PARAMETER_VALUE",
-            "ENDPOINT_NOT_FOUND",
-        }:
-            message = (
-                f"MLFLOW_TRACKING_URI={redact(uri)} cannot be used: {explain(error)}. Give "
-                "sqlite:///path/to/mlflow.db or the http address of an MLflow server."
-            )
-            raise UsageError(message) from error
-        if uri.startswith("sqlite:"):
-            message = f"{uri} cannot be opened: {explain(error)}. Move the file away to start anew."
-            raise StorageError(message) from error
-        raise TrackingUnavailableError(explain(error)) from error
+        raise diagnose(uri, error) from error
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
@@ -219,20 +213,11 @@ def shorten(text: str, limit: int = MAX_TAG_LENGTH) -> str:
     return f"{kept[: kept.rfind(chr(10))] if chr(10) in kept else kept}\n…"
 
 
-def redact(text: str) -> str:
-    """The text with user names and passwords taken out of its addresses."""
-    return re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
-
-
-def explain(error: BaseException) -> str:
-    """The first line of an error of MLflow, short and without secrets."""
-    return redact(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300])
-
-
 def _sqlite_lock(path: Path) -> tuple[Any, str]:
     """The lock under which a SQLite store may be made, and where its artifacts go."""
     from filelock import FileLock
 
+    require_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.joinpath("mlartifacts").mkdir(exist_ok=True)

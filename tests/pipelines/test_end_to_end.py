@@ -8,15 +8,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
 import pandas
 import pytest
+from safetensors.numpy import load_file
 
 from pipelines.journal import read_journal
 from sedd.data.cells import write_h5ad
 from sedd.data.simulate import simulate
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = "B cells"
@@ -56,6 +62,10 @@ def command(verb: str, *arguments: str, settings: Sequence[str] = TINY) -> list[
 def environment(folder: Path) -> dict[str, str]:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     return os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
+
+
+def runs_of(client: "MlflowClient") -> list["Run"]:
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +117,33 @@ def test_mlflow_holds_every_point_of_the_journal_and_the_configuration(world: Pa
     ]
 
 
+def test_the_run_says_what_it_cost_and_what_was_held_out(world: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{world / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "sedd"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    weights = load_file(world / "e" / "checkpoints" / "best" / "average.safetensors")
+    speeds = [p.metrics["speed/cells_per_s"] for p in read_journal(world / "e" / "metrics.jsonl")]
+
+    measured = run.data.metrics
+
+    assert "Compare" in experiment.tags["mlflow.note.content"]
+    assert measured["cells_seen"] == 20 * 16
+    assert measured["wall_s"] == pytest.approx(sum(16 / speed for speed in speeds))
+    assert 0 < measured["n_params"] <= sum(array.size for array in weights.values())
+    assert 0.1 < measured["system/host_memory_gb"] < 10
+    assert "system/gpu_memory_gb" not in measured
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith(f"Held out: {HELD_OUT} × IFNb.")
+    assert "python -m pipelines.train --config e/config.yaml --experiment_dir e_again" in note
+
+
 def test_generated_cells_are_whole_counts_of_what_was_asked_and_evaluate_scores_them(
     world: Path,
 ) -> None:
+    from mlflow import MlflowClient
+
     generated = run_verb(
         "generate", "--experiment_dir", "e", "--cell_types", HELD_OUT, "CD4 T cells",
         "--num_samples_per_condition", "20", folder=world, settings=TINY[-4:-2],
@@ -137,6 +171,21 @@ def test_generated_cells_are_whole_counts_of_what_was_asked_and_evaluate_scores_
     card = (world / "e" / "evaluation" / "model_card.md").read_text(encoding="utf-8")
     assert f"### {HELD_OUT} × IFNb" in card
     assert "## Known failures" in card
+    client = MlflowClient(tracking_uri=f"sqlite:///{world / 'mlflow.db'}")
+    (run,) = [run for run in runs_of(client) if run.info.run_name == "e"]
+    inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert {context: data.name for context, data in inputs.items()} == {
+        "training": "cells.h5ad",
+        "evaluation": "cells.h5ad held out",
+    }
+    assert inputs["training"].digest != inputs["evaluation"].digest
+    assert "| counterfactual" in run.data.tags["mlflow.note.content"]
+    assert run.info.status == "FINISHED"
+    assert {f.path for f in client.list_artifacts(run.info.run_id, "evaluation")} >= {
+        "evaluation/report.html",
+        "evaluation/summary.md",
+    }
+    assert json.loads((world / "e" / "tracking.json").read_text())["missing"]["metrics"] == []
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ from pipelines.tracking import (
     sync,
 )
 from pipelines.tracking.__main__ import main as tracking_main
-from pipelines.tracking.store import connect, metric_history, metric_key, redact
+from pipelines.tracking.faults import redact
+from pipelines.tracking.store import connect, metric_history, metric_key
 from sedd.errors import Preempted, StorageError, UsageError
 
 
