@@ -117,7 +117,7 @@ def _track_inputs(tracked: "DriverRun", preparer: "Preparer") -> None:
     config = preparer.config
     tracked.log_config(dataclasses.asdict(config), text=config.to_yaml())
     tracked.log_params({
-        f"search.{name}": value for name, value in dataclasses.asdict(preparer.search).items()
+        f"search.{name}": str(value) for name, value in dataclasses.asdict(preparer.search).items()
     })  # fmt: skip
     tracked.log_dataset(
         Path(source.path).name, digest=source.digest[:36], source=source.path, context="training"

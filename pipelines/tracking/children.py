@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.journal import FILE_NAME
-from pipelines.tracking.mirror import mirror
+from pipelines.command_line import warn
+from pipelines.journal import FILE_NAME, read_journal
+from pipelines.tracking.faults import explain
+from pipelines.tracking.mirror import Copier, mirror
 from pipelines.tracking.run import DriverRun, driver_run
 from pipelines.tracking.store import RunRef
 from sedd.errors import Preempted, SeddError
@@ -17,6 +19,7 @@ from sedd.errors import Preempted, SeddError
 class _Child:
     run: DriverRun
     stack: ExitStack
+    journal: Path
 
 
 class Children:
@@ -25,6 +28,7 @@ class Children:
     def __init__(self, parent: RunRef | None, *, tracking_uri: str | None = None) -> None:
         self._parent, self._tracking_uri = parent, tracking_uri
         self._open: dict[str, _Child] = {}
+        self._stopped: list[tuple[RunRef, Path]] = []
 
     def __enter__(self) -> "Children":
         return self
@@ -32,6 +36,8 @@ class Children:
     def __exit__(self, *_: object) -> None:
         for name in list(self._open):
             self._close(name, Preempted("the sweep was stopped"))
+        for ref, journal in self._stopped:
+            self._send_rest(ref, journal)
 
     def begin(self, name: str, folder: Path) -> DriverRun:
         """Open the run of a trial, or go on with the one it has, and mirror its journal."""
@@ -48,7 +54,7 @@ class Children:
             )
         )
         stack.enter_context(mirror(run.ref, folder / FILE_NAME))
-        self._open[name] = _Child(run=run, stack=stack)
+        self._open[name] = _Child(run=run, stack=stack, journal=folder / FILE_NAME)
         return run
 
     def end(
@@ -79,9 +85,18 @@ class Children:
         child.run.log_metrics(metrics)
         child.run.set_tags({"sedd.trial": state, **({"sedd.reason": reason} if reason else {})})
         endings = {"stopped": Preempted(reason), "failed": SeddError(reason)}
+        if state == "stopped" and child.run.ref is not None:
+            self._stopped.append((child.run.ref, child.journal))
         self._close(name, endings.get(state))
 
     def _close(self, name: str, error: BaseException | None) -> None:
         """Leave the run's block as if this had been raised in it."""
         child = self._open.pop(name)
         child.stack.__exit__(type(error) if error else None, error, None)
+
+    def _send_rest(self, ref: RunRef, journal: Path) -> None:
+        """Send the steps that a trial took between the word to stop and its end."""
+        try:
+            Copier(ref).send(read_journal(journal))
+        except Exception as error:  # noqa: BLE001  (a mirror: no failure of it may end a sweep)
+            warn(f"MLflow lacks the last steps of {journal.parent} ({explain(error)}).")

@@ -68,11 +68,6 @@ class DriverRun:
         short = {metric_key(name): text[:MAX_PARAM_LENGTH] for name, text in params.items()}
         self._log(Log(params=short))
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log values under names of their own, e.g. `hp.model.hidden_dim`."""
-        texts = {mlflow_store.metric_key(name): str(value) for name, value in params.items()}
-        self._write(lambda client, run_id: mlflow_store.send_params(client, run_id, texts))
-
     def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
         """Attach the cells a verb read; `digest` is of their content, `context` e.g. training."""
         dataset = Dataset(name=name, digest=digest, source=source, context=context)

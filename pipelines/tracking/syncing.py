@@ -87,8 +87,9 @@ def _ledgers(folder: Path) -> list[Ledger]:
 
 
 def _children(folder: Path) -> Iterator[Ledger]:
-    """The ledgers of a sweep's trials and of its refitted winner."""
-    for child in (*sorted(folder.glob("trials/*")), folder / "best"):
+    """The ledgers of a sweep's trials and of its refitted winners; `best` may link to one."""
+    children = (*sorted(folder.glob("trials/*")), *sorted(folder.glob("refits/*")), folder / "best")
+    for child in dict.fromkeys(child.resolve() for child in children):
         if (child / RECORD_NAME).exists():
             yield from _ledgers(child)
 

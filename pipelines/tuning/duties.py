@@ -51,7 +51,7 @@ class Reporter(Watcher):
         """Open the child run, or the one that an earlier attempt left."""
         folder = self._sweep.folder(trial.name)
         run = self._children.begin(trial.name, folder)
-        run.log_params({f"hp.{name}": value for name, value in trial.point.items()})
+        run.log_params({f"hp.{name}": str(value) for name, value in trial.point.items()})
         _say(f"{trial.name} begins: {told(trial.point)}")
 
     def end(self, trial: Trial) -> None:
