@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from sedd.storage import write_text
 
 if TYPE_CHECKING:
     from pipelines.contest import Scores
+    from sedd.evaluation.report import Provenance
 
 RECORD = "evaluation.json"
 TABLE = "per_condition.csv"
@@ -28,6 +29,16 @@ class EvaluationRecord:
     model_digest: str
     inference: InferenceConfig
     """How the scored cells were generated, whatever their labels."""
+
+    @classmethod
+    def of(cls, how: InferenceConfig, known: "Provenance") -> "EvaluationRecord":
+        """The record of an evaluation of cells that were generated like this."""
+        return cls(
+            data_digest=known.data_digest,
+            split_digest=known.split_hash,
+            model_digest=known.model_digest,
+            inference=replace(how, cell_type=None, cell_types=(), perturbations=()),
+        )
 
     @property
     def mode(self) -> str:

@@ -2,11 +2,9 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.evaluation_record import EvaluationRecord
 from pipelines.repeat import Evaluated, evaluate_command, repeat_commands
 from sedd.config import Config
 
@@ -55,7 +53,7 @@ def document(
     provenance: "Provenance",
     results: Sequence["ConditionResult"],
 ) -> list["Separation"]:
-    """Write `separation.csv` (where there is one), `model_card.md` and `evaluation.json`."""
+    """Write `separation.csv` (where there is one to write) and `model_card.md`."""
     from pipelines.scoring import separate
     from sedd.storage import write_text
 
@@ -67,12 +65,6 @@ def document(
         write_text(path, _table(separations).to_csv(index=False))
     card = output / "model_card.md"
     _write_card(card, evaluated, truth, trained, provenance, results, separations)
-    EvaluationRecord(
-        data_digest=provenance.data_digest,
-        split_digest=provenance.split_hash,
-        model_digest=provenance.model_digest,
-        inference=replace(evaluated.how, cell_type=None, cell_types=(), perturbations=()),
-    ).save(output)
     return separations
 
 
