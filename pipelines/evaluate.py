@@ -17,6 +17,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
+from pipelines.evaluation_record import EvaluationRecord
 from pipelines.fanout import Source, read_part, run_units
 from pipelines.generate import CELLS, find_source, read_arguments
 from pipelines.repeat import Evaluated, folder_of, read_how_generated
@@ -112,6 +113,7 @@ def run(
             flags=_own_flags(sampler_sweep=sampler_sweep, judges=judges),
         )
         known = provenance_of(evaluated, truth, source.digest)
+        EvaluationRecord.of(evaluated.how, known).save(output)
         separations = document(output, evaluated, truth, trained, known, results)
         tables = [*separation_tables(separations), *judge_report(judged)]
         _write_report(output / "report.html", known, config, results, figures, tables)

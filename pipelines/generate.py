@@ -1,4 +1,4 @@
-"""`generate`: a trained experiment in, whole perturbed cells per cell type out.
+"""`generate`: a trained experiment or a registered model in, whole cells per cell type out.
 
 Names and controls are checked before any folder is made. Units of (cell type, perturbation, shard)
 are drawn by Ray actors; when all of a type are there they become one h5ad, renamed into place.
@@ -19,6 +19,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
+from pipelines.borrowed import Borrowed, lender
 from pipelines.fanout import Source, read_part, run_units
 from sedd.config import Config, resolve
 from sedd.errors import DataError, OutputExistsError, UsageError
@@ -33,6 +34,8 @@ CELLS = "generated_cells.h5ad"
 RECORD = "generation_config.json"
 FIXED = ("num_genes", "batch_col")
 """Values of the section `data` that generation refuses to change."""
+ONLY_EXPERIMENTS = ("EXPERIMENT_DIR", "CHECKPOINT_DIR")
+"""Variables of the environment that a registered model has nothing to do with."""
 ONLY_TRAINING = ("COND_LABELS_PT_PATH", "CELLTYPE_LABELS_PT_PATH")
 """Variables of the environment that generation leaves alone: a checkpoint holds its vectors."""
 SETTINGS = (
@@ -49,6 +52,8 @@ class Output:
     folder: Path
     include_controls: bool = False
     overwrite: bool = False
+    model: str | None = None
+    """Address of the registered model that generates; None for an experiment's own."""
 
 
 def run(config: Config, output: Output) -> list[Path]:
@@ -190,6 +195,7 @@ def _record(
         "cells_per_perturbation": counts,
         "complete": True,
         **({} if config.data.batch_col is None else {"batch_col": config.data.batch_col}),
+        **({} if output.model is None else {"model": output.model}),
     }
 
 
@@ -214,16 +220,22 @@ def _is_done(folder: Path, record: dict[str, Any], output: Output) -> bool:
     raise OutputExistsError(message)
 
 
-def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, Config]:
-    """Arguments, and the experiment's own configuration under what they override."""
+def read_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str], borrowed: Borrowed | None = None
+) -> tuple[Any, Config]:
+    """Arguments, and the model's own configuration under what they override."""
     arguments = parser.parse_args(argv)
     from pipelines.experiment import load_config  # after --help, which imports nothing heavy
 
     said = command_line.given(arguments, FLAGS)
     environment = {key: text for key, text in os.environ.items() if key not in ONLY_TRAINING}
+    if borrowed is not None:
+        environment = {k: v for k, v in environment.items() if k not in ONLY_EXPERIMENTS}
+        said.flags.pop("experiment_dir", None)  # with a borrowed model it names a folder for cells
     given = {"environment": environment, "flags": said.flags, "settings": said.settings}
     asked = resolve(file=command_line.config_file(said), **given)
-    trained = replace(load_config(Path(asked.experiment_dir)), resume=None)
+    trained = borrowed.config if borrowed else load_config(Path(asked.experiment_dir))
+    trained = replace(trained, resume=None)
     if said.config or os.environ.get("CONFIG"):
         # A file may say how to generate; what was trained stands in the experiment.
         trained = replace(trained, inference=asked.inference, scaling=asked.scaling)
@@ -252,14 +264,21 @@ def main(argv: Sequence[str]) -> int:
         "--include_controls", action="store_true", help="add the real control cells, marked"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace other cells")
-    arguments, config = read_arguments(parser, argv)
-    folder = Path(arguments.output_dir or Path(config.experiment_dir) / "inference_results")
-    output = Output(
-        folder=folder.resolve(),
-        include_controls=arguments.include_controls,
-        overwrite=arguments.overwrite,
+    parser.add_argument(
+        "--model",
+        help="a registered model, models:/NAME@ALIAS or models:/NAME/VERSION, in place of an "
+        "experiment; --experiment_dir then names a folder for the cells",
     )
-    run(config, output)
+    with lender(parser.parse_args(argv)) as borrowed:
+        arguments, config = read_arguments(parser, argv, borrowed)
+        home = borrowed.home if borrowed else Path(config.experiment_dir)
+        output = Output(
+            folder=Path(arguments.output_dir or home / "inference_results").resolve(),
+            include_controls=arguments.include_controls,
+            overwrite=arguments.overwrite,
+            model=borrowed.uri if borrowed else None,
+        )
+        run(config, output)
     return 0
 
 
