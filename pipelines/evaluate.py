@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sedd.data.reference import Reference
     from sedd.data.splits import Split
     from sedd.evaluation.prediction import Prediction
-    from sedd.evaluation.report import ConditionResult, Provenance, ReportFigure, ReportTable
+    from sedd.evaluation.report import ConditionResult
 
 DESCRIPTION = "Score generated cells against held-out real cells, beside baselines and ceiling."
 OTHER_MODE = {"counterfactual": "population", "population": "counterfactual"}
@@ -63,7 +63,11 @@ def run(
     from sedd.checkpoint import load_trained
     from sedd.data.splits import Split
     from sedd.evaluation.judge_tables import judge_metrics, judge_report
-    from sedd.evaluation.report import to_markdown, write_per_condition_csv
+    from sedd.evaluation.report import (
+        to_markdown,
+        write_html_report,
+        write_per_condition_csv,
+    )
     from sedd.storage import write_text
 
     folder = Path(config.experiment_dir)
@@ -116,7 +120,14 @@ def run(
         EvaluationRecord.of(evaluated.how, known).save(output)
         separations = document(output, evaluated, truth, trained, known, results)
         tables = [*separation_tables(separations), *judge_report(judged)]
-        _write_report(output / "report.html", known, config, results, figures, tables)
+        write_html_report(
+            output / "report.html",
+            results,
+            provenance=known,
+            figures=figures,
+            tables=tables,
+            title=f"{folder.name}: predicted against real cells",
+        )
         metrics = _flat_metrics(results, mode) | separation_metrics(separations, mode)
         tracked.log_metrics({**metrics, **steps.metrics, **judge_metrics(judged)})
         tracked.describe(evaluation_note(table, conditions, evaluated))
@@ -230,26 +241,6 @@ def _draw(
         )
     shutil.rmtree(parts, ignore_errors=True)
     return drawn
-
-
-def _write_report(
-    path: Path,
-    provenance: "Provenance",
-    config: Config,
-    results: Sequence["ConditionResult"],
-    figures: Sequence["ReportFigure"],
-    tables: Sequence["ReportTable"],
-) -> None:
-    from sedd.evaluation.report import write_html_report
-
-    write_html_report(
-        path,
-        results,
-        provenance=provenance,
-        figures=figures,
-        tables=tables,
-        title=f"{Path(config.experiment_dir).name}: predicted against real cells",
-    )
 
 
 def _flat_metrics(results: Sequence["ConditionResult"], mode: str) -> dict[str, float]:

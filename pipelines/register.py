@@ -166,7 +166,7 @@ def _describe(candidate: "Evaluated", bundle: Path) -> "Description":
 
     from pipelines.evaluation_record import read_scores
     from pipelines.tracking.logged_model import Description
-    from pipelines.tracking.record import flat_params
+    from pipelines.tracking.facts import flat_params
     from sedd.data.reference import Reference
 
     config, vocabulary = candidate.config, candidate.vocabulary

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.journal import now_ms
-from pipelines.tracking.origin import KEEPER, TAG_KEY, TAG_VERB, folder_tags
+from pipelines.tracking.origin import TAG_KEY, TAG_VERB, folder_tags
 from pipelines.tracking.record import Record
 from pipelines.tracking.store import RunRef, Store, connect, metric_key
 from sedd.errors import UsageError
@@ -76,7 +76,7 @@ def training_run(store: Store, folder: Path) -> RunRef | None:
         key = folder_tags(folder)[TAG_KEY]
         found = client.search_runs(
             [store.experiment_id],
-            f"tags.`{TAG_KEY}` = '{key}' and tags.`{TAG_VERB}` = '{KEEPER}'",
+            f"tags.`{TAG_KEY}` = '{key}' and tags.`{TAG_VERB}` = 'train'",
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
