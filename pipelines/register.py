@@ -165,8 +165,8 @@ def _describe(candidate: "Evaluated", bundle: Path) -> "Description":
     import yaml
 
     from pipelines.evaluation_record import read_scores
-    from pipelines.tracking.logged_model import Description
     from pipelines.tracking.facts import flat_params
+    from pipelines.tracking.logged_model import Description
     from sedd.data.reference import Reference
 
     config, vocabulary = candidate.config, candidate.vocabulary

@@ -63,7 +63,7 @@ class TrialRun(tune.Trainable):
         self._course = Course(self._folder / FILE_NAME)
         self._error: BaseException | None = None
         self._finished = False
-        self._num_parameters = 0
+        self._num_parameters = _num_parameters(load_config(self._folder), Path(self._shards))
         self._thread = threading.Thread(target=self._train, daemon=True)
         self._thread.start()
 
@@ -117,7 +117,6 @@ class TrialRun(tune.Trainable):
     def _train(self) -> None:
         try:
             config = load_config(self._folder)
-            self._num_parameters = _num_parameters(config, Path(self._shards))
             if self._job.search.budget.unit == "seconds" and config.training.max_steps is None:
                 config = self._with_pace(config)
             self._finished = self._fit(config)
