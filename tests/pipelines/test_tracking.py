@@ -126,6 +126,20 @@ def test_the_default_store_is_this_folder_s_by_an_absolute_path(
     assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
 
 
+def test_an_experiment_is_described_unless_a_person_did(tracking_uri):
+    client = connect(tracking_uri)
+    new = open_store(experiment="new").experiment_id
+    bare = client.create_experiment("bare")
+    own = client.create_experiment("own", tags={"mlflow.note.content": "ours"})
+
+    for name in ("new", "bare", "own"):
+        open_store(experiment=name)
+
+    notes = [client.get_experiment(e).tags["mlflow.note.content"] for e in (new, bare, own)]
+    assert "**How to compare.**" in notes[0]
+    assert notes == [notes[0], notes[0], "ours"]
+
+
 def test_a_file_that_is_no_database_is_named(tmp_path):
     path = tmp_path / "mlflow.db"
     path.write_text("not a database " * 100)
@@ -341,6 +355,7 @@ def test_config_data_and_figures_arrive(tracking_uri, tmp_path):
     config = {
         "training": {"learning_rate": 3e-4, "note": None},
         "split": {"cell_types": ["CD14+ Monocytes", "B cells"]},
+        "model": {"genes_per_token": 8},
         "tracking": {"api_token": "geheim", "uri": "https://anna:geheim@host"},
     }
 
@@ -357,6 +372,7 @@ def test_config_data_and_figures_arrive(tracking_uri, tmp_path):
         "cfg.training.learning_rate": "0.0003",
         "cfg.training.note": "null",
         "cfg.split.cell_types": '["CD14+ Monocytes", "B cells"]',
+        "cfg.model.genes_per_token": "8",
         "cfg.tracking.api_token": "***",
         "cfg.tracking.uri": "https://***@host",
     }
