@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,41 +53,22 @@ class Browser:
             pytest.skip(f"no Chromium is on PATH (looked for {', '.join(NAMES)})")
         from websockets.sync.client import connect
 
-        self._profile = Path(tempfile.mkdtemp(prefix="chromium"))
-        self._process = subprocess.Popen(
-            [
-                program,
-                "--headless=new",
-                "--remote-debugging-port=0",
-                f"--user-data-dir={self._profile}",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--no-first-run",
-                "--hide-scrollbars",
-                # Frames stay in the page's process, where their text can be read.
-                "--disable-features=IsolateSandboxedIframes",
-                "--disable-site-isolation-trials",
-                *(["--no-sandbox"] if os.geteuid() == 0 else []),
-                "about:blank",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._socket = connect(self._page_address(), max_size=None)
-        self.call("Page.enable")
-        width, height = self._size
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        self.call("Page.addScriptToEvaluateOnNewDocument", source=WITHOUT_ASSISTANT)
-        if self._login is not None:
-            word = base64.b64encode(":".join(self._login).encode()).decode()
-            self.call("Network.enable")
-            self.call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {word}"})
+        with ExitStack() as stack:
+            self._profile = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="chromium", ignore_cleanup_errors=True)
+                )
+            )
+            self._process = subprocess.Popen(
+                [program, *self._flags(), "about:blank"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.callback(self._end)
+            page = self._page_address()
+            self._socket = stack.enter_context(connect(page, max_size=None))
+            self._prepare()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -95,10 +77,7 @@ class Browser:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        self._stack.close()
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method of the DevTools protocol and wait for its answer."""
@@ -170,6 +149,46 @@ class Browser:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(data))
         return path
+
+    def _flags(self) -> list[str]:
+        return [
+            "--headless=new",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={self._profile}",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+            # Frames stay in the page's process, where their text can be read.
+            "--disable-features=IsolateSandboxedIframes",
+            "--disable-site-isolation-trials",
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
+        ]
+
+    def _prepare(self) -> None:
+        width, height = self._size
+        self.call("Page.enable")
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=WITHOUT_ASSISTANT)
+        if self._login is not None:
+            word = base64.b64encode(":".join(self._login).encode()).decode()
+            self.call("Network.enable")
+            self.call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {word}"})
+
+    def _end(self) -> None:
+        """End the browser, and wait until it has let go of its folder."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _page_address(self) -> str:
         """The web socket of the first page."""
