@@ -20,6 +20,8 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 READ = "document.body ? document.body.innerText : ''"
+ROWS = """[...document.querySelectorAll("tr")].map(
+  (row) => [...row.querySelectorAll("th, td")].map((cell) => cell.innerText.trim()))"""
 
 # MLflow 3.17 opens the panel of its assistant at a first visit, over a third of the page.
 WITHOUT_ASSISTANT = """
@@ -116,6 +118,10 @@ class Browser:
                 continue
             said.append(answer["result"].get("value") or "")
         return "\n".join(said)
+
+    def rows(self) -> list[list[str]]:
+        """The cells of every row of every table."""
+        return self.run(ROWS)
 
     def wait_for(self, *texts: str, timeout_s: float = 60) -> str:
         """The page's text, once all of these stand in it."""

@@ -442,13 +442,15 @@ def test_steps_repeated_after_a_crash_appear_once(tracking_uri, tmp_path):
         with mirror(run.ref, path):
             write_steps(tmp_path, range(1, 9))
             write_steps(tmp_path, range(1, 9), key="speed/cells")
+            write_steps(tmp_path, range(1, 9), key="system/gpu_memory_gb")
         truncate_after(path, 5)
         with mirror(run.ref, path), Journal(path) as journal:
             for step in range(6, 11):
-                journal.append(step, {"train/loss": 1 / step, "speed/cells": 77.0})
+                machine = {"speed/cells": 77.0, "system/gpu_memory_gb": 7.7}
+                journal.append(step, {"train/loss": 1 / step, **machine})
 
-    assert [p[0] for p in stored_points(run.ref, "train/loss")] == list(range(1, 11))
-    assert [p[0] for p in stored_points(run.ref, "speed/cells")] == list(range(1, 11))
+    for key in ("train/loss", *machine):
+        assert [p[0] for p in stored_points(run.ref, key)] == list(range(1, 11))
 
 
 def test_a_step_repeated_with_another_result_is_shown(tracking_uri, tmp_path):
