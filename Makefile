@@ -1,6 +1,6 @@
 # make demo        train, generate and evaluate on built-in cells (DATA=... for your own)
 # make test        set up, lint, test
-# make test-slow   the tests marked slow as well, with the judges of the extra `eval`
+# make test-slow   the tests marked slow as well, with what the extras `eval` and `server` bring
 # make lint        ruff, pyright, import contracts
 # make clean       remove what the tools wrote (never experiments or mlflow.db)
 SHELL := /bin/bash
@@ -36,9 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Tests of the judges are skipped without them, so the slow tests bring them.
+# Tests of the judges are skipped without them, those of the lab server fail; slow tests bring both.
 $(STAMP_EVAL): $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval,server]'
 	@touch $@
 
 demo: $(STAMP)

@@ -265,7 +265,9 @@ def _draw_curves(folder: Path) -> Path:
 def _nested(config: Config) -> dict[str, Any]:
     import yaml
 
-    return yaml.safe_load(config.to_yaml())
+    values = yaml.safe_load(config.to_yaml())
+    del values["experiment_dir"]  # a tag: it tells runs apart, but not why they differ
+    return values
 
 
 @command_line.entry

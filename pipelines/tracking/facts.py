@@ -1,6 +1,7 @@
 """Plain facts about a run: its configuration as parameters, the commit it was made from."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from pipelines.tracking.store import MAX_PARAM_LENGTH, metric_key, redact
 
-SECRET_WORDS = ("password", "secret", "token", "credential")
+SECRET = re.compile(r"password|passwd|secret|credential|(?:api|access|auth|refresh)_?(?:key|token)")
 
 
 def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
@@ -42,7 +43,7 @@ def _leaves(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def _as_text(name: str, value: Any) -> str:
-    if any(word in name.lower() for word in SECRET_WORDS):
+    if SECRET.search(name.lower()):
         return "***"
     return redact(value if isinstance(value, str) else json.dumps(value, default=str))
 

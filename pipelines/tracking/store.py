@@ -38,6 +38,10 @@ Compare `eval/*` only between runs of the same `sedd.split` and the same digest 
 runs, *Compare*, then a scatter plot of `val/nelbo` against `n_params`, `cells_seen` or `wall_s`
 shows quality against cost. Runs of a sweep lie folded under their parent.
 """
+EXPERIMENT_TAGS = {
+    NOTE: EXPERIMENT_NOTE,
+    "mlflow.experimentKind": "custom_model_development",  # not the pages for chat programs
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,7 @@ def open_store(tracking_uri: str | None = None, experiment: str | None = None) -
         found = client.get_experiment_by_name(name)
         if found is None:
             experiment_id = client.create_experiment(
-                name, artifact_location=artifacts, tags={NOTE: EXPERIMENT_NOTE}
+                name, artifact_location=artifacts, tags=EXPERIMENT_TAGS
             )
         elif found.lifecycle_stage != "active":
             message = (
@@ -116,8 +120,9 @@ def open_store(tracking_uri: str | None = None, experiment: str | None = None) -
             raise UsageError(message)
         else:
             experiment_id = found.experiment_id
-            if NOTE not in found.tags:
-                client.set_experiment_tag(experiment_id, NOTE, EXPERIMENT_NOTE)
+            for tag, value in EXPERIMENT_TAGS.items():
+                if tag not in found.tags:
+                    client.set_experiment_tag(experiment_id, tag, value)
     return Store(tracking_uri=uri, experiment=name, experiment_id=experiment_id)
 
 

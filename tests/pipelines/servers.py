@@ -40,6 +40,9 @@ class LabServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        """Wait until it answers; nothing where it runs already."""
+        if self._process is not None:
+            return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.tracking", "serve", *self._flags],

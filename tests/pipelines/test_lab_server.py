@@ -181,15 +181,18 @@ def test_a_server_killed_in_mid_training_costs_nothing_and_sync_makes_the_run_wh
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while len(read_journal(journal)) < 20:
-        assert training.poll() is None, training.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    lab.kill()
-    steps_at_kill = len(read_journal(journal))
-    _, said = training.communicate(timeout=200)
-    lab.start()
+    try:
+        deadline = time.monotonic() + 240
+        while len(read_journal(journal)) < 20:
+            assert training.poll() is None, training.stderr.read()
+            assert time.monotonic() < deadline, "the training did not start"
+            time.sleep(0.1)
+        lab.kill()
+        steps_at_kill = len(read_journal(journal))
+        _, said = training.communicate(timeout=200)
+    finally:
+        training.kill()
+        lab.start()
     incomplete = run_named(client, "cut")
     synced, again = (
         run_verb(lab, "pipelines.tracking", "sync", "--experiment_dir", "cut") for _ in range(2)

@@ -1,14 +1,18 @@
 """A server for a lab starts closed."""
 
 import io
+import re
+import shlex
 import stat
 
 import pytest
 
 from pipelines.tracking import server
+from pipelines.tracking.__main__ import _parser
 from pipelines.tracking.__main__ import main as tracking_main
 from pipelines.tracking.server import ServerSettings, database_uri, prepare_server
 from sedd.errors import UsageError
+from tests.pipelines.servers import ROOT
 
 PASSWORD = {"MLFLOW_AUTH_ADMIN_PASSWORD": "correct-horse-battery"}
 
@@ -140,3 +144,12 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsy
 
     assert code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_command_of_the_readme_is_understood():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m pipelines\.tracking (.*)$", text, re.MULTILINE)
+
+    understood = [_parser().parse_args(shlex.split(words)) for words in commands]
+
+    assert {found.command for found in understood} == {"serve", "sync"}

@@ -126,6 +126,20 @@ def test_the_default_store_is_this_folder_s_by_an_absolute_path(
     assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
 
 
+def test_an_experiment_is_described_unless_a_person_did(tracking_uri):
+    client = connect(tracking_uri)
+    new = open_store(experiment="new").experiment_id
+    bare = client.create_experiment("bare")
+    own = client.create_experiment("own", tags={"mlflow.note.content": "ours"})
+
+    for name in ("new", "bare", "own"):
+        open_store(experiment=name)
+
+    notes = [client.get_experiment(e).tags["mlflow.note.content"] for e in (new, bare, own)]
+    assert "**How to compare.**" in notes[0]
+    assert notes == [notes[0], notes[0], "ours"]
+
+
 def test_a_file_that_is_no_database_is_named(tmp_path):
     path = tmp_path / "mlflow.db"
     path.write_text("not a database " * 100)
@@ -341,6 +355,7 @@ def test_config_data_and_figures_arrive(tracking_uri, tmp_path):
     config = {
         "training": {"learning_rate": 3e-4, "note": None},
         "split": {"cell_types": ["CD14+ Monocytes", "B cells"]},
+        "model": {"genes_per_token": 8},
         "tracking": {"api_token": "geheim", "uri": "https://anna:geheim@host"},
     }
 
@@ -357,6 +372,7 @@ def test_config_data_and_figures_arrive(tracking_uri, tmp_path):
         "cfg.training.learning_rate": "0.0003",
         "cfg.training.note": "null",
         "cfg.split.cell_types": '["CD14+ Monocytes", "B cells"]',
+        "cfg.model.genes_per_token": "8",
         "cfg.tracking.api_token": "***",
         "cfg.tracking.uri": "https://***@host",
     }
@@ -426,13 +442,15 @@ def test_steps_repeated_after_a_crash_appear_once(tracking_uri, tmp_path):
         with mirror(run.ref, path):
             write_steps(tmp_path, range(1, 9))
             write_steps(tmp_path, range(1, 9), key="speed/cells")
+            write_steps(tmp_path, range(1, 9), key="system/gpu_memory_gb")
         truncate_after(path, 5)
         with mirror(run.ref, path), Journal(path) as journal:
             for step in range(6, 11):
-                journal.append(step, {"train/loss": 1 / step, "speed/cells": 77.0})
+                machine = {"speed/cells": 77.0, "system/gpu_memory_gb": 7.7}
+                journal.append(step, {"train/loss": 1 / step, **machine})
 
-    assert [p[0] for p in stored_points(run.ref, "train/loss")] == list(range(1, 11))
-    assert [p[0] for p in stored_points(run.ref, "speed/cells")] == list(range(1, 11))
+    for key in ("train/loss", *machine):
+        assert [p[0] for p in stored_points(run.ref, key)] == list(range(1, 11))
 
 
 def test_a_step_repeated_with_another_result_is_shown(tracking_uri, tmp_path):
