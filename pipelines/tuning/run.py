@@ -8,6 +8,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +18,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from pipelines.cluster import Cluster
+from pipelines.experiment import only_writer
 from pipelines.journal import FILE_NAME
 from pipelines.tuning.points import Points
 from pipelines.tuning.search import Search
 from pipelines.tuning.space import Point
 from pipelines.tuning.sweep import SweepFolder, Trial
-from pipelines.tuning.trial import Course, TrialJob, TrialRun
+from pipelines.tuning.trial import HANDOVER_S, Course, TrialJob, TrialRun
 from sedd.config import ScalingConfig
-from sedd.errors import UsageError
+from sedd.errors import OutputExistsError, UsageError
 
 METRIC, TIME = "nelbo", {"cells": "cells_seen", "seconds": "wall_s"}
 ROUNDING, LAST_RUNG = 0.9, 0.99
@@ -136,6 +138,7 @@ def run_trials(
     )
     try:
         tuner.fit()
+        _await_release(sweep)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -230,6 +233,16 @@ class _Book(tune.Callback):
         self._watcher.end(ended)
         self._points.learn(ended)
         self._sweep.save(ended)
+
+
+def _await_release(sweep: SweepFolder) -> None:
+    """Wait for the processes of stopped trials: they still write a checkpoint."""
+    for trial in sweep.trials():
+        with (
+            suppress(OutputExistsError),
+            only_writer(sweep.folder(trial.name), "train", patience_s=HANDOVER_S),
+        ):
+            pass
 
 
 def _scheduler(sweep: SweepFolder, search: Search, trials: Sequence[Trial]) -> TrialScheduler:

@@ -1,6 +1,7 @@
 """A sweep on a tiny world, through real Ray Tune and a real SQLite MLflow, killed on its way."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -238,7 +239,8 @@ def test_the_parent_run_shows_the_trials_and_what_they_cost(world: World) -> Non
     assert {"config.yaml", "trials.csv", "trials.md", "figures"} <= top
     (figure,) = client.list_artifacts(parent.info.run_id, "figures")
     assert figure.path == "figures/quality_against_cost.png"
-    rows = list(csv.DictReader((world.sweep.path / "trials.csv").open()))
+    table = (world.sweep.path / "trials.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(table)))
     assert [float(row["nelbo"]) for row in rows if row["state"] == "finished"] == sorted(
         t.nelbo for t in trials if t.state == "finished"
     )
@@ -255,45 +257,35 @@ def test_the_same_command_again_trains_nothing(world: World) -> None:
     assert all(len(each) == 1 for each in runs(world.folder).values())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--set", "model.dropout=0.5"), "config.model.dropout: there 0.0, now 0.5"),
-        (("--search_seed", "7"), "search.seed: there 0, now 7"),
-    ],
-)
-def test_a_folder_of_another_sweep_is_refused_by_what_differs(
-    world: World, arguments: Sequence[str], named: str
-) -> None:
+def test_a_folder_of_another_sweep_is_refused_by_what_differs(world: World) -> None:
     before = (world.sweep.path / "sweep.json").read_bytes()
 
-    refused = tune(world.folder, *arguments)
+    refused = tune(world.folder, "--set", "model.dropout=0.5", "--search_seed", "7")
 
     assert refused.returncode == 2
-    assert named in refused.stderr
+    assert "config.model.dropout: there 0.0, now 0.5" in refused.stderr
+    assert "search.seed: there 0, now 7" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert (world.sweep.path / "sweep.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "said"),
     [
-        (("--set", "scaling.use_gpu=true"), 2, "needs a GPU"),
-        (("--searcher", "grid"), 2, "'random' or 'optuna'"),
-        (("--num_trials", "0"), 2, "num_trials is 0, wanted 1 or more"),
-        (("--search", "nowhere.yaml"), 2, "nowhere.yaml does not exist"),
-        (("--set", "split.validation_fraction=0.0"), 65, "No cells are kept for validation"),
-        (("--set", "scaling.cpus_per_worker=999"), 2, "A trial needs 999 CPUs"),
+        (("--set", "scaling.use_gpu=true"), "needs a GPU"),
+        (("--searcher", "grid"), "'random' or 'optuna'"),
+        (("--num_trials", "0"), "num_trials is 0, wanted 1 or more"),
+        (("--search", "nowhere.yaml"), "nowhere.yaml does not exist"),
     ],
 )
 def test_what_cannot_be_done_is_said_at_once_and_leaves_no_sweep(
-    tmp_path: Path, empty_store: Path, arguments: Sequence[str], code: int, said: str
+    tmp_path: Path, empty_store: Path, arguments: Sequence[str], said: str
 ) -> None:
     write_world(tmp_path, empty_store)
 
     refused = tune(tmp_path, *arguments)
 
-    assert refused.returncode == code, refused.stderr
+    assert refused.returncode == 2, refused.stderr
     assert said in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "sweep" / "sweep.json").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.cluster import Cluster
 from pipelines.journal import Journal
 from pipelines.tuning.points import OptunaPoints, RandomPoints
 from pipelines.tuning.search import Budget, Search, in_cells, read_search
@@ -22,10 +23,13 @@ from pipelines.tuning.sweep import (
     trial_config,
     winner,
 )
-from sedd.config import Config
-from sedd.errors import ConfigError, StorageError, UsageError
+from sedd.config import Config, ScalingConfig
+from sedd.data.cells import write_h5ad
+from sedd.data.simulate import simulate
+from sedd.errors import ConfigError, DataError, StorageError, UsageError
 
 BASE = Config()
+MANAGER = {"CPU": 0.0, "memory": 1.0}
 SPACE = {
     "model.hidden_dim": {"choice": [32, 64]},
     "training.learning_rate": {"loguniform": [1e-4, 1e-2]},
@@ -319,6 +323,67 @@ def test_the_end_of_a_budget_is_no_rung(tmp_path):
     assert verdict(1, 160, 1.9) == verdict(1, 480, 1.7) == "CONTINUE"
     assert verdict(0, 1440, 1.0) == "CONTINUE"
     assert verdict(1, 1440, 1.5) == "CONTINUE"
+
+
+# Room and cells
+
+
+def cluster(cpus, gpus=0.0):
+    return Cluster(address="local", num_cpus=cpus, num_gpus=gpus, num_workers=1)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "gpus_per_trial", "there", "at_once", "threads", "bundle"),
+    [
+        ({}, 1.0, cluster(2), 2, 1, {"CPU": 1.0}),
+        ({}, 1.0, cluster(32), 8, 4, {"CPU": 1.0}),
+        ({"cpus_per_worker": 2.0}, 1.0, cluster(5), 2, 2, {"CPU": 2.0}),
+        ({"use_gpu": True}, 0.5, cluster(16, 2.0), 4, 4, {"CPU": 1.0, "GPU": 0.5}),
+        ({"use_gpu": True}, 1.0, cluster(16, 2.0), 2, 8, {"CPU": 1.0, "GPU": 1.0}),
+        ({"use_gpu": True, "num_workers": 2}, 0.5, cluster(16, 4.0), 2, 4, MANAGER),
+    ],
+)
+def test_as_many_trials_run_at_once_as_the_cluster_has_room_for(
+    scaling, gpus_per_trial, there, at_once, threads, bundle
+):
+    from pipelines.tuning.run import Room, room_for
+
+    search = Search(space=SPACE, gpus_per_trial=gpus_per_trial)
+
+    room = room_for(search, ScalingConfig(**scaling), there)
+
+    assert room == Room(at_once=at_once, threads=threads, bundle=bundle)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "there", "said"),
+    [
+        ({"cpus_per_worker": 999.0}, cluster(2), "A trial needs 999 CPUs and there are 2"),
+        ({"use_gpu": True, "num_workers": 3}, cluster(9, 2.0), "needs 3 GPUs and there are 2"),
+    ],
+)
+def test_a_trial_that_fits_nowhere_is_refused(scaling, there, said):
+    from pipelines.tuning.run import room_for
+
+    with pytest.raises(UsageError, match=said):
+        room_for(Search(space=SPACE), ScalingConfig(**scaling), there)
+
+
+def test_without_cells_for_validation_there_is_nothing_to_choose_by(tmp_path):
+    from pipelines.tune import _begin
+
+    write_h5ad(simulate(num_cells=200, num_genes=30, num_cell_types=2).cells, tmp_path / "c.h5ad")
+    config = replace(
+        BASE,
+        data=replace(BASE.data, train_data_path=str(tmp_path / "c.h5ad"), num_genes=20),
+        split=replace(BASE.split, validation_fraction=0.0),
+    )
+    sweep = SweepFolder(tmp_path / "sweep")
+
+    with pytest.raises(DataError, match="No cells are kept for validation"):
+        _begin(sweep, config, Search(space=SPACE))
+
+    assert not (sweep.path / "sweep.json").exists()
 
 
 # The folder and what is shown of it
