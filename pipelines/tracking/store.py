@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.tracking.schema import advice
 from sedd.errors import SeddError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -113,10 +114,7 @@ def opening(uri: str) -> Iterator[None]:
             )
             raise UsageError(message) from error
         if "out-of-date database schema" in str(error):
-            message = (
-                f"{redact(uri)} was written by another version of MLflow. Make a copy, then run "
-                f"`mlflow db upgrade {redact(uri)}`."
-            )
+            message = advice(error, redact(uri))
             raise StorageError(message) from error
         if code == "RESOURCE_DOES_NOT_EXIST":
             message = f"{redact(uri)} does not hold this run (any more): {explain(error)}."
