@@ -79,5 +79,5 @@ def test_every_verb_in_the_readme_is_a_pipeline() -> None:
 
     verbs = set(re.findall(r"python -m pipelines\.(\w+)", text))
 
-    assert {"validate", "train", "generate", "evaluate", "demo"} <= verbs
+    assert {"validate", "train", "generate", "evaluate", "register", "demo"} <= verbs
     assert all((ROOT / "pipelines" / f"{verb}.py").is_file() for verb in verbs)

@@ -322,6 +322,7 @@ def test_a_registration_that_breaks_off_leaves_what_was_there(
         assert len(connect(registry_uri).search_model_versions(f"name = '{NAME}'")) == 1
 
 
+@pytest.mark.slow
 def test_two_at_once_under_one_name_are_two_versions_and_one_champion(
     lab: Lab, registry_uri: str
 ) -> None:
