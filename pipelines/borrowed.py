@@ -76,7 +76,8 @@ def borrowed(
     """
     from pipelines.tracking import open_store
     from pipelines.tracking.logged_model import INSIDE
-    from pipelines.tracking.registry import Registry, reachable
+    from pipelines.tracking.reach import reachable
+    from pipelines.tracking.registry import Registry
     from pipelines.tracking.store import resolve_uri
 
     name, which = parse_address(address)

@@ -86,6 +86,10 @@ def open_bundle(folder: Path, digest: str | None = None) -> Evaluated:
     Raises:
         StorageError: It is damaged, or is not the model that it should be.
     """
+    from sedd.storage import verify_folder
+
+    for checkpoint in (folder / "checkpoints").glob("*"):
+        verify_folder(checkpoint)
     try:
         found = open_evaluated(folder, checkpoint_dir=folder / "checkpoints")
     except UsageError as error:

@@ -36,6 +36,7 @@ ENVIRONMENT = {
     # Ctrl-C shall end a sweep as it ends every verb, and what is tried is in the sweep's own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Threads sleep while they wait: spinning, the default, makes a training that shares its cores
     # with other programs ten times slower.

@@ -41,6 +41,8 @@ class Rival:
     incumbent's own scores; any other rival has to be beaten.
     """
 
+    key: str
+    """Stands in the names of numbers."""
     name: str
     scores: Scores
     incumbent: bool = False
@@ -51,14 +53,13 @@ class Comparison:
     """One measure against one rival: means over the conditions that define the rival's score."""
 
     measure: Measure
-    rival: str
+    rival: Rival
     num_conditions: int
     candidate: float
     """Mean score of the candidate; nan if it lacks one of the conditions."""
     other: float
     margin: float
     """How much worse the candidate may be: half of the incumbent's 95 % interval, else 0."""
-    incumbent: bool
     holds: bool
 
     @property
@@ -66,13 +67,13 @@ class Comparison:
         """The comparison in words and numbers."""
         words = (
             {True: "is not worse than", False: "is worse than"}
-            if self.incumbent
+            if self.rival.incumbent
             else {True: "beats", False: "does not beat"}
         )
         spread = f" ± {self.margin:.3g}" if self.margin else ""
-        numbers = f"{self.candidate:.3g}, {self.rival} {self.other:.3g}{spread}"
+        numbers = f"{self.candidate:.3g}, {self.rival.name} {self.other:.3g}{spread}"
         where = f"{self.num_conditions} condition{'s' if self.num_conditions != 1 else ''}"
-        return f"{self.measure.title} {words[self.holds]} {self.rival} ({numbers}; {where})"
+        return f"{self.measure.title} {words[self.holds]} {self.rival.name} ({numbers}; {where})"
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class Verdict:
         found = {}
         for each in self.comparisons:
             found[f"{each.measure.key}.candidate"] = each.candidate
-            found[f"{each.measure.key}.{each.rival}"] = each.other
+            found[f"{each.measure.key}.{each.rival.key}"] = each.other
             if each.margin:
-                found[f"{each.measure.key}.{each.rival}.margin"] = each.margin
+                found[f"{each.measure.key}.{each.rival.key}.margin"] = each.margin
         return found
 
 
@@ -150,13 +151,12 @@ def compare(measure: Measure, candidate: Scores, rival: Rival) -> Comparison:
     gain = _mean(gains)
     return Comparison(
         measure=measure,
-        rival=rival.name,
+        rival=rival,
         num_conditions=len(theirs),
         candidate=_mean([own.estimate for own in ours]),
         other=_mean([other.estimate for other in theirs.values()]),
         margin=margin,
-        incumbent=rival.incumbent,
-        holds=bool(gain >= -margin if rival.incumbent else gain > 0),
+        holds=bool(np.isfinite(gain) and (gain >= -margin if rival.incumbent else gain > 0)),
     )
 
 
@@ -172,7 +172,8 @@ def baseline(methods: Mapping[str, Scores]) -> Rival:
         measure.key: {**second.get(measure.key, {}), **first.get(measure.key, {})}
         for measure in MEASURES
     }
-    return Rival("additive" if first else "mean of others", scores)
+    key = ADDITIVE if first else MEAN_OF_OTHERS
+    return Rival(key, key.replace("_", " "), scores)
 
 
 def _margin(scores: Sequence[Interval]) -> float:

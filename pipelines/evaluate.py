@@ -117,7 +117,7 @@ def run(
             flags=_own_flags(sampler_sweep=sampler_sweep, judges=judges),
         )
         known = provenance_of(evaluated, truth, source.digest)
-        EvaluationRecord.of(evaluated.how, known).save(output)
+        EvaluationRecord.of(output, evaluated.how, known).save(output)
         separations = document(output, evaluated, truth, trained, known, results)
         tables = [*separation_tables(separations), *judge_report(judged)]
         write_html_report(

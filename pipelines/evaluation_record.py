@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sedd.config import from_dict
 from sedd.errors import UsageError
 from sedd.inference import InferenceConfig
-from sedd.storage import write_text
+from sedd.storage import file_digest, write_text
 
 if TYPE_CHECKING:
     from pipelines.contest import Scores
@@ -27,16 +27,19 @@ class EvaluationRecord:
     data_digest: str
     split_digest: str
     model_digest: str
+    scores_digest: str
+    """Of the file of scores, so that a table of another evaluation is noticed."""
     inference: InferenceConfig
     """How the scored cells were generated, whatever their labels."""
 
     @classmethod
-    def of(cls, how: InferenceConfig, known: "Provenance") -> "EvaluationRecord":
-        """The record of an evaluation of cells that were generated like this."""
+    def of(cls, folder: Path, how: InferenceConfig, known: "Provenance") -> "EvaluationRecord":
+        """The record of the scores in a folder, of cells that were generated like this."""
         return cls(
             data_digest=known.data_digest,
             split_digest=known.split_hash,
             model_digest=known.model_digest,
+            scores_digest=file_digest(folder / TABLE),
             inference=replace(how, cell_type=None, cell_types=(), perturbations=()),
         )
 
@@ -55,19 +58,25 @@ class EvaluationRecord:
         """Read what `save` wrote.
 
         Raises:
-            UsageError: Nothing was evaluated there, or by an earlier commit.
+            UsageError: Nothing was evaluated there, or by an earlier commit, or the scores beside
+                the record are others.
         """
+        again = f"python -m pipelines.evaluate --experiment_dir {folder.parent}"
         try:
             content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             asked = {"inference": content.pop("inference")}
-            return cls(inference=from_dict(asked, source=RECORD).inference, **content)
+            found = cls(inference=from_dict(asked, source=RECORD).inference, **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             message = (
                 f"{folder} holds no evaluation that can be compared ({RECORD} is missing or not "
-                f"ours). Evaluate first: python -m pipelines.evaluate --experiment_dir "
-                f"{folder.parent}."
+                f"ours). Evaluate first: {again}."
             )
             raise UsageError(message) from error
+        table = folder / TABLE
+        if not table.is_file() or file_digest(table) != found.scores_digest:
+            message = f"{table} is missing or of another evaluation. Evaluate again: {again}."
+            raise UsageError(message)
+        return found
 
 
 def read_scores(folder: Path) -> Mapping[str, "Scores"]:

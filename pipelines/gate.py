@@ -9,6 +9,7 @@ from pipelines.bundle import Evaluated, open_bundle
 from pipelines.contest import Rival, Verdict, baseline, judge
 from pipelines.evaluation_record import read_scores
 from pipelines.tracking.logged_model import INSIDE
+from pipelines.tracking.registry import CHAMPION
 from sedd.errors import StorageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ def judge_against(
     own = methods.get(candidate.record.mode, {})
     if champion is None:
         return judge(own, [baseline(methods)])
-    title = f"champion (version {champion.number})"
     with tempfile.TemporaryDirectory(prefix=".rematch-", dir=candidate.folder) as work:
         try:
             there = registry.download(champion, INSIDE, Path(work) / "champion")
@@ -33,7 +33,9 @@ def judge_against(
             return judge(own, [baseline(methods)], objection=reason.rstrip("."))
         if _same_evaluation_set(candidate, holder):
             theirs = read_scores(holder.evaluation)[holder.record.mode]
-            return judge(own, [baseline(methods), Rival(title, theirs, incumbent=True)])
+            return judge(
+                own, [baseline(methods), Rival(CHAMPION, CHAMPION, theirs, incumbent=True)]
+            )
         try:
             again = rematch.play(candidate, holder, Path(work) / "drawn")
         except rematch.CannotJudgeError as error:
@@ -42,7 +44,7 @@ def judge_against(
                 f"cannot be judged on these: {error}"
             )
             return judge(own, [baseline(methods)], objection=reason)
-    rival = Rival(title, again.scores[rematch.CHAMPION], incumbent=True)
+    rival = Rival(CHAMPION, CHAMPION, again.scores[rematch.CHAMPION], incumbent=True)
     rivals = [baseline(again.scores), rival]
     return judge(again.scores[rematch.CANDIDATE], rivals, note=again.note)
 

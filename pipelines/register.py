@@ -57,7 +57,8 @@ def run(
     """
     from pipelines.bundle import open_evaluated
     from pipelines.gate import judge_against
-    from pipelines.tracking.registry import reachable, require_name
+    from pipelines.tracking.reach import reachable
+    from pipelines.tracking.registry import require_name
 
     require_name(name)
     candidate = open_evaluated(folder)
@@ -80,7 +81,8 @@ def roll_back(which: str | None, name: str = NAME, *, tracking_uri: str | None =
         UsageError: There is no such version, or no champion before this one.
     """
     from pipelines.tracking import open_store
-    from pipelines.tracking.registry import Registry, reachable, require_name
+    from pipelines.tracking.reach import reachable
+    from pipelines.tracking.registry import Registry, require_name
     from pipelines.tracking.store import resolve_uri
 
     require_name(name)
@@ -100,7 +102,8 @@ def _open(candidate: "Evaluated", name: str, tracking_uri: str | None) -> "tuple
     """
     from pipelines.tracking import open_store
     from pipelines.tracking.logged_model import training_run
-    from pipelines.tracking.registry import Registry, reachable
+    from pipelines.tracking.reach import reachable
+    from pipelines.tracking.registry import Registry
     from pipelines.tracking.store import redact, resolve_uri
 
     with reachable(resolve_uri(tracking_uri)):
@@ -128,25 +131,24 @@ def _write(
     from pipelines.bundle import write_bundle
     from pipelines.gate import judge_against
     from pipelines.tracking import logged_model
+    from pipelines.tracking.registry import Entry
 
     champion, verdict = judged
+    facts = _facts(candidate, run_ref)
     with tempfile.TemporaryDirectory(prefix="sedd-bundle-") as work:
         bundle = Path(work) / "experiment"
         write_bundle(candidate, bundle)
-        model_id = logged_model.log_model(run_ref, _describe(candidate, bundle))
+        model_id = logged_model.log_model(run_ref, _describe(candidate, bundle, facts))
     try:
         with registry.one_at_a_time():
             now = registry.champion()
             if (now and now.number) != (champion and champion.number):
                 verdict = judge_against(candidate, now, registry)
             promoted = verdict.promoted or force
-            tags = _facts(candidate) | _decision(verdict, force=force)
+            tags = facts | _decision(verdict, now, force=force)
             card = (candidate.evaluation / "model_card.md").read_text(encoding="utf-8")
-            version = registry.add(
-                model_id, run_id=run_ref.run_id, tags=tags, description=shortened(card)
-            )
-            if promoted:
-                registry.crown(version)
+            entry = Entry(run_id=run_ref.run_id, tags=tags, description=shortened(card))
+            version = registry.add(model_id, entry, crowned=promoted)
     except BaseException:
         logged_model.forget_model(run_ref, model_id)
         raise
@@ -161,7 +163,7 @@ def shortened(card: str, limit: int = MAX_DESCRIPTION) -> str:
     return card[: limit - len(rest)].rsplit("\n", 1)[0] + rest
 
 
-def _describe(candidate: "Evaluated", bundle: Path) -> "Description":
+def _describe(candidate: "Evaluated", bundle: Path, facts: Mapping[str, str]) -> "Description":
     import yaml
 
     from pipelines.evaluation_record import read_scores
@@ -180,18 +182,20 @@ def _describe(candidate: "Evaluated", bundle: Path) -> "Description":
         genes=vocabulary.genes,
         kind=reference.tokenizer.kind,
         inference=candidate.record.inference,
-        tags=_facts(candidate),
+        tags=facts,
         params=flat_params(yaml.safe_load(config.to_yaml())),
         metrics=_metrics(methods, candidate.record.mode),
         dataset=(data, candidate.record.data_digest),
     )
 
 
-def _facts(candidate: "Evaluated") -> dict[str, str]:
+def _facts(candidate: "Evaluated", run_ref: "RunRef") -> dict[str, str]:
     """What the model is and what it was judged on, as tags."""
     from pipelines.tracking import git_commit
+    from pipelines.tracking.store import connect
     from sedd.data.splits import Split
 
+    trained_by = connect(run_ref.tracking_uri).get_run(run_ref.run_id).data.tags
     held_out = Split.load(candidate.folder / "split.json").held_out
     return {
         "sedd.model_digest": candidate.source.digest,
@@ -200,17 +204,19 @@ def _facts(candidate: "Evaluated") -> dict[str, str]:
         "sedd.held_out": ", ".join(f"{t} × {p}" for t, p in held_out[:HELD_OUT_TAG]),
         "sedd.mode": candidate.record.mode,
         "sedd.experiment": candidate.folder.name,
+        "sedd.git_commit": trained_by.get("mlflow.source.git.commit", "unknown"),
         "sedd.registered_by_commit": git_commit() or "unknown",
     }
 
 
-def _decision(verdict: "Verdict", *, force: bool) -> dict[str, str]:
+def _decision(verdict: "Verdict", champion: "Version | None", *, force: bool) -> dict[str, str]:
     """The gate's decision with its numbers, as tags."""
     return {
         "gate.decision": "champion" if verdict.promoted or force else "challenger",
         "gate.passed": str(verdict.promoted).lower(),
         "gate.forced": str(force).lower(),
         "gate.reason": verdict.sentence,
+        "gate.champion_version": str(champion.number) if champion else "none",
         **{f"gate.{name}": f"{value:.6g}" for name, value in verdict.numbers.items()},
     }
 

@@ -75,7 +75,7 @@ def run(config: Config, search: "Search", space: "Space") -> None:
                     room,
                     provenance,
                     prepare=preparer.prepare,
-                    watcher=Reporter(sweep, children),
+                    watcher=Reporter(preparer, children),
                 )
             _conclude(sweep, search, config, tracked)
 
@@ -111,21 +111,13 @@ def _begin(
 
 
 def _track_inputs(tracked: "DriverRun", preparer: "Preparer") -> None:
-    from pipelines.tracking import git_commit
+    from pipelines.tuning.duties import track_cells
 
-    source = preparer.cells.source
     config = preparer.config
     tracked.log_config(dataclasses.asdict(config), text=config.to_yaml())
-    tracked.log_params({
-        f"search.{name}": str(value) for name, value in dataclasses.asdict(preparer.search).items()
-    })  # fmt: skip
-    tracked.log_dataset(
-        Path(source.path).name, digest=source.digest[:36], source=source.path, context="training"
-    )
-    tracked.set_tags({
-        "sedd.split": preparer.split.digest,
-        "sedd.git_commit": git_commit() or "unknown",
-    })  # fmt: skip
+    searched = dataclasses.asdict(preparer.search)
+    tracked.log_params({f"search.{name}": str(value) for name, value in searched.items()})
+    track_cells(tracked, preparer)
 
 
 def _conclude(sweep: "SweepFolder", search: "Search", config: Config, tracked: "DriverRun") -> None:

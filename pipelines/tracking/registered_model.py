@@ -33,7 +33,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from sedd.checkpoint import best_or_newest, load_trained
+from sedd.checkpoint import load_trained
 from sedd.config import from_dict, from_yaml
 from sedd.errors import SeddError, StorageError
 from sedd.generation import GeneratedCells, control_names, generate_unit, plan_units
@@ -58,7 +58,7 @@ class RegisteredModel(PythonModel):
         folder = Path(context.artifacts["experiment"])
         record = json.loads((folder / "evaluation" / "evaluation.json").read_text("utf-8"))
         config = from_yaml((folder / "config.yaml").read_text("utf-8"), source="config.yaml")
-        checkpoint = best_or_newest(folder / "checkpoints")
+        (checkpoint,) = (folder / "checkpoints").iterdir()
         self._trained = load_trained(checkpoint, config.model)
         if self._trained.digest != record["model_digest"]:
             message = f"{checkpoint} does not hold the weights that were evaluated and registered."

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from pipelines.journal import now_ms
 from pipelines.tracking import store as mlflow_store
-from pipelines.tracking.store import Store, TrackingUnavailableError
+from pipelines.tracking.reach import global_store
+from pipelines.tracking.store import Store
 from sedd.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ class Version:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a new version is registered with."""
+
+    run_id: str | None
+    tags: Mapping[str, str]
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollback:
     """What a rollback did; `before` is None where there was no champion."""
 
@@ -69,25 +79,6 @@ def require_name(name: str) -> str:
         )
         raise UsageError(message)
     return name
-
-
-@contextmanager
-def reachable(tracking_uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into messages; a server that is away ends the verb.
-
-    Raises:
-        UsageError: The address or the credentials are wrong.
-        StorageError: The server does not answer, or the database is of another MLflow.
-    """
-    try:
-        with mlflow_store.opening(tracking_uri):
-            yield
-    except TrackingUnavailableError as error:
-        message = (
-            f"MLflow at {mlflow_store.redact(tracking_uri)} does not answer ({error}). Nothing was "
-            "registered or changed; run the same command when it is back."
-        )
-        raise StorageError(message) from error
 
 
 class Registry:
@@ -118,42 +109,34 @@ class Registry:
             raise UsageError(message)
         return found
 
-    def add(
-        self, model_id: str, *, run_id: str | None, tags: Mapping[str, str], description: str
-    ) -> Version:
-        """A new version of a logged model, with its tags from the beginning; the new challenger.
+    def add(self, model_id: str, entry: Entry, *, crowned: bool) -> Version:
+        """Make a logged model the newest version, and champion if `crowned`.
 
-        A name that is new here goes again if its first version cannot be made.
+        It has its tags from the beginning; where a later step fails it goes again, and a name that
+        was new with it.
         """
-        client = self.client
-        is_new = self._aliases() is None
-        with _global_store(self.store.tracking_uri):
-            if is_new:
-                client.create_registered_model(self.name)
+        client, before = self.client, self._aliases()
+        version = None
+        with global_store(self.store.tracking_uri):
             try:
+                if before is None:
+                    client.create_registered_model(self.name)
                 made = client.create_model_version(
                     self.name,
                     f"models:/{model_id}",
-                    run_id=run_id,
-                    tags=dict(tags),
-                    description=description,
+                    run_id=entry.run_id,
+                    tags=dict(entry.tags),
+                    description=entry.description,
                     model_id=model_id,
                 )
+                version = _version(made)
+                client.set_registered_model_alias(self.name, CHALLENGER, str(version.number))
+                if crowned:
+                    self._crown(version)
             except BaseException:
-                if is_new:
-                    client.delete_registered_model(self.name)
+                self._take_back(version, before)
                 raise
-        client.set_registered_model_alias(self.name, CHALLENGER, str(made.version))
-        return _version(made)
-
-    def crown(self, version: Version) -> None:
-        """Make a version the champion, and remember in it whom it replaced."""
-        before = self.champion()
-        if before is not None and before.number == version.number:
-            return
-        tags = {REPLACED: str(before.number) if before else "none", SINCE: str(now_ms())}
-        self.tag(version, tags)
-        self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+        return version
 
     def roll_back(self, which: str | None = None) -> Rollback:
         """Give the alias back to the champion before, or to the version of a number or alias.
@@ -167,18 +150,13 @@ class Registry:
             message = f"Version {after.number} of {self.name!r} is the champion already."
             raise UsageError(message)
         if before is not None:
-            self.tag(before, {ROLLED_BACK: str(after.number)})
+            self._tag(before, {ROLLED_BACK: str(after.number)})
         own = {SINCE: str(now_ms())}
         if REPLACED not in after.tags:  # never a champion so far
             own[REPLACED] = str(before.number) if before else "none"
-        self.tag(after, own)
+        self._tag(after, own)
         self.client.set_registered_model_alias(self.name, CHAMPION, str(after.number))
         return Rollback(before=before, after=after)
-
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags of a version, replacing those of the same names."""
-        for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, str(version.number), key, value)
 
     def download(self, version: Version, path: str, folder: Path) -> Path:
         """Copy a part of a version's files into a folder.
@@ -190,12 +168,8 @@ class Registry:
 
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
-            found = download_artifacts(
-                artifact_uri=f"{version.uri}/{path}",
-                dst_path=str(folder),
-                tracking_uri=self.store.tracking_uri,
-                registry_uri=self.store.tracking_uri,
-            )
+            with global_store(self.store.tracking_uri):
+                found = download_artifacts(f"{version.uri}/{path}", dst_path=str(folder))
         except Exception as error:
             message = (
                 f"The files of {version.uri} ({path}) cannot be fetched from "
@@ -227,6 +201,28 @@ class Registry:
             yield
         finally:
             lock.release()
+
+    def _crown(self, version: Version) -> None:
+        """Make a version the champion, and remember in it whom it replaced."""
+        before = self.champion()
+        tags = {REPLACED: str(before.number) if before else "none", SINCE: str(now_ms())}
+        self._tag(version, tags)
+        self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+
+    def _take_back(self, version: Version | None, before: dict[str, str] | None) -> None:
+        """Leave the name as it was before a version that could not be finished."""
+        if before is None:
+            if self._aliases() is not None:
+                self.client.delete_registered_model(self.name)
+        elif version is not None:
+            self.client.delete_model_version(self.name, str(version.number))
+            for alias, number in before.items():
+                self.client.set_registered_model_alias(self.name, alias, number)
+
+    def _tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, replacing those of the same names."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, str(version.number), key, value)
 
     def _replaced_by(self, champion: Version | None) -> Version:
         number = champion.tags.get(REPLACED, "none") if champion is not None else "none"
@@ -271,24 +267,6 @@ class Registry:
         numbers = ", ".join(map(str, sorted(int(version.version) for version in found)))
         named = ", ".join(f"{alias} (version {number})" for alias, number in aliases.items())
         return f"Versions: {numbers or 'none'}. Aliases: {named or 'none'}."
-
-
-@contextmanager
-def _global_store(tracking_uri: str) -> Iterator[None]:
-    """MLflow's SQL registry finds logged models through its global address, whatever the client's.
-
-    For the block it is this one; it changes the environment of the process, too.
-    """
-    import mlflow
-
-    named = os.environ.get("MLFLOW_TRACKING_URI")  # `set_tracking_uri` writes it, whoever calls
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
-        if named is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = named
 
 
 def _version(found: "ModelVersion") -> Version:

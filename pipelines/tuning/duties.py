@@ -2,9 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.experiment import load_config, shards_for
+from pipelines.tracking import git_commit
 from pipelines.train import write_contract_files
 from pipelines.tuning.run import Watcher
 from pipelines.tuning.search import Search
@@ -16,6 +18,7 @@ from sedd.data.cells import Cells
 from sedd.data.splits import Split
 
 if TYPE_CHECKING:
+    from pipelines.tracking import DriverRun
     from pipelines.tracking.children import Children
 
 
@@ -44,13 +47,15 @@ class Preparer:
 class Reporter(Watcher):
     """Says on the terminal and in MLflow how trials fare."""
 
-    def __init__(self, sweep: SweepFolder, children: "Children") -> None:
-        self._sweep, self._children = sweep, children
+    def __init__(self, preparer: Preparer, children: "Children") -> None:
+        self._sweep, self._children = preparer.sweep, children
+        self._preparer = preparer
 
     def begin(self, trial: Trial) -> None:
         """Open the child run, or the one that an earlier attempt left."""
         folder = self._sweep.folder(trial.name)
         run = self._children.begin(trial.name, folder)
+        track_cells(run, self._preparer)
         run.log_params({f"hp.{name}": str(value) for name, value in trial.point.items()})
         _say(f"{trial.name} begins: {told(trial.point)}")
 
@@ -69,6 +74,18 @@ class Reporter(Watcher):
         reason = f": {trial.reason}" if trial.reason else ""
         cost = f"{trial.cells_seen:,} cells in {trial.wall_s:.0f} s"
         _say(f"{trial.name} {trial.state}{nelbo}, {cost}{reason}")
+
+
+def track_cells(run: "DriverRun", preparer: Preparer) -> None:
+    """Attach to a run what the cells were and how they were split."""
+    source = preparer.cells.source
+    run.log_dataset(
+        Path(source.path).name, digest=source.digest[:36], source=source.path, context="training"
+    )
+    run.set_tags({
+        "sedd.split": preparer.split.digest,
+        "sedd.git_commit": git_commit() or "unknown",
+    })  # fmt: skip
 
 
 def _say(text: str) -> None:

@@ -79,7 +79,7 @@ def test_every_verb_in_the_readme_is_a_pipeline() -> None:
 
     verbs = set(re.findall(r"python -m pipelines\.(\w+)", text))
 
-    assert {"validate", "train", "generate", "evaluate", "demo"} <= verbs
+    assert {"validate", "train", "tune", "generate", "evaluate", "register", "demo"} <= verbs
     folder = ROOT / "pipelines"
     assert all(
         (folder / f"{v}.py").is_file() or (folder / v / "__main__.py").is_file() for v in verbs

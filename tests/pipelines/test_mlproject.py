@@ -57,6 +57,7 @@ def test_every_entry_point_runs_and_a_failure_is_a_failed_run(
         },
         "generate": {"experiment_dir": experiment, "cell_types": "['B cells']", "set": TINY},
         "evaluate": {"experiment_dir": experiment, "set": TINY},
+        "register": {"experiment_dir": experiment, "name": "mine", "force": "true"},
         "demo": {"experiment_dir": str(tmp_path / "demo"), "set": "data.num_genes=40; " + TINY},
     }  # fmt: skip
 
