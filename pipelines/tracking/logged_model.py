@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.journal import now_ms
 from pipelines.tracking.origin import TAG_KEY, TAG_VERB, folder_tags
-from pipelines.tracking.record import Record
+from pipelines.tracking.record import RECORD_NAME, Record
 from pipelines.tracking.store import RunRef, Store, connect, metric_key
 from sedd.errors import UsageError
 
@@ -69,7 +69,7 @@ def training_run(store: Store, folder: Path) -> RunRef | None:
     """The run that `train` made for an experiment directory; None if the store has none."""
     client = connect(store.tracking_uri)
     try:
-        run = client.get_run(str(Record.load(folder).run_id))
+        run = client.get_run(str(Record.load(folder / RECORD_NAME).run_id))
     except Exception as error:
         if getattr(error, "error_code", "") not in ABSENT and not isinstance(error, UsageError):
             raise

@@ -209,8 +209,8 @@ def test_a_store_of_another_mlflow_is_named_and_left_alone(
 
     said = capsys.readouterr().err
     assert code == 74
-    assert "was written by a newer MLflow" in said
-    assert ("a newer one" in said) == (revision == "ffffffffffff")
+    age = "a newer" if revision == "ffffffffffff" else "an older"
+    assert f"was written by {age} MLflow" in said
     assert path.read_bytes() == before
 
 
