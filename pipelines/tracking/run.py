@@ -2,18 +2,16 @@
 
 import os
 import shlex
-import signal
-import sys
-import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from pipelines.command_line import warn
 from pipelines.journal import now_ms
+from pipelines.tracking.endings import sigterm_unwinds, status_of
 from pipelines.tracking.facts import flat_params
 from pipelines.tracking.faults import TrackingUnavailableError, explain, redact
 from pipelines.tracking.log import Artifact, Dataset, Log, deliver
@@ -31,10 +29,11 @@ from pipelines.tracking.store import (
     resolve_uri,
 )
 from pipelines.tracking.syncing import make_known
-from sedd.errors import Preempted
 
-# Exit codes that mean "stopped from outside": signals, as shells and as Ray count them.
-STOPPED = {signal.SIGTERM.value, 128 + signal.SIGINT, 128 + signal.SIGTERM, Preempted.exit_code}
+# A server that lets us wait in vain is not asked again for a while: a sweep opens many runs.
+PATIENCE_S = 10.0
+SILENCE_S = 600.0
+_SILENT_UNTIL: dict[str, float] = {}
 
 
 class DriverRun:
@@ -170,7 +169,7 @@ def driver_run(
     run = open_run(uri, experiment or default_experiment(), origin)
     status = "FAILED"
     try:
-        with _sigterm_unwinds():
+        with sigterm_unwinds():
             yield run
         status = "FINISHED"
     except BaseException as error:
@@ -187,13 +186,19 @@ def open_run(uri: str, experiment: str, origin: Origin) -> DriverRun:
         UsageError: The tracking URI or the credentials are wrong.
         StorageError: The SQLite file is damaged, or of another MLflow.
     """
-    folder, claim = origin.folder, None
+    folder, claim, began = origin.folder, None, time.monotonic()
     try:
+        if _SILENT_UNTIL.get(uri, 0.0) > began:
+            message = "nor a moment ago, when it let us wait"
+            raise TrackingUnavailableError(message)
         store = open_store(uri, experiment)
         if folder is not None and origin.given_id is None:
             make_known(store, folder)
         claim = claim_run(store, origin)
     except TrackingUnavailableError as error:
+        now = time.monotonic()
+        if now - began > PATIENCE_S:
+            _SILENT_UNTIL[uri] = now + SILENCE_S
         ledger = _ledger(origin, joined=_may_join(origin))
         warn(f"MLflow at {redact(uri)} does not answer ({error}); going on. {later(ledger)}")
     else:
@@ -203,15 +208,6 @@ def open_run(uri: str, experiment: str, origin: Origin) -> DriverRun:
         run_id = claim.ref.run_id if claim else origin.given_id
         _remember(ledger, origin, uri, experiment, run_id=run_id, owned=owned)
     return DriverRun(claim.ref if claim else None, owned=owned, ledger=ledger)
-
-
-def status_of(error: BaseException) -> str:
-    """The MLflow status of a run that this exception ends."""
-    if isinstance(error, SystemExit):
-        if error.code in (None, 0):
-            return "FINISHED"
-        return "KILLED" if error.code in STOPPED else "FAILED"
-    return "KILLED" if isinstance(error, KeyboardInterrupt | Preempted) else "FAILED"
 
 
 def later(ledger: Ledger | None) -> str:
@@ -266,22 +262,3 @@ def _remember(
             missing=record.missing,
         )
     begun.save(ledger.path)
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """A plain `kill` ends the block through its `finally`, so that the run is closed."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        del frame
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import socket
+import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +167,26 @@ def test_after_one_refusal_to_answer_the_driver_is_not_held_up_again(
     sync(folder, tracking_uri=tracking_uri)
     tags = run_of(tracking_uri, ref.run_id).data.tags
     assert sum(name.startswith("number.") for name in tags) == 50
+
+
+def test_a_server_that_hangs_holds_up_one_run_and_not_those_after_it(
+    dead, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("pipelines.tracking.run.PATIENCE_S", 0.3)
+    with closing(socket.socket()) as silent:  # takes connections, says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        took = []
+        for name in ("a", "b", "c"):
+            began = time.monotonic()
+            assert train_in(tmp_path / name, uri) is None
+            took.append(time.monotonic() - began)
+
+    assert took[0] > 1.9  # the fixture's time-out
+    assert max(took[1:]) < 1
+    assert capsys.readouterr().err.count("does not answer") == 3
+    assert all(missing_of(tmp_path / name) for name in ("a", "b", "c"))
 
 
 def test_what_waited_is_sent_at_the_end_when_the_server_is_back(
