@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sedd.data.cells import write_h5ad
 from sedd.data.simulate import simulate
@@ -32,12 +33,12 @@ def mlflow_run(entry: str, folder: Path, **parameters: str) -> subprocess.Comple
         },
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=300,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_every_entry_point_runs_and_a_failure_is_a_failed_run(
     tmp_path: Path, empty_store: Path
 ) -> None:
@@ -46,6 +47,7 @@ def test_every_entry_point_runs_and_a_failure_is_a_failed_run(
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     cells = tmp_path / "cells.h5ad"
     write_h5ad(simulate(num_cells=500, num_genes=60, num_cell_types=3).cells, cells)
+    (tmp_path / "search.yaml").write_text("space: {model.hidden_dim: {choice: [16, 32]}}")
     experiment = str(tmp_path / "mine")
     parameters = {
         "validate": {"train_data_path": str(cells)},
@@ -57,10 +59,15 @@ def test_every_entry_point_runs_and_a_failure_is_a_failed_run(
         },
         "generate": {"experiment_dir": experiment, "cell_types": "['B cells']", "set": TINY},
         "evaluate": {"experiment_dir": experiment, "set": TINY},
+        "tune": {
+            "train_data_path": str(cells), "experiment_dir": str(tmp_path / "sweep"),
+            "search": str(tmp_path / "search.yaml"), "num_trials": "2", "set": HOLD_OUT + TINY,
+        },
         "register": {"experiment_dir": experiment, "name": "mine", "force": "true"},
         "demo": {"experiment_dir": str(tmp_path / "demo"), "set": "data.num_genes=40; " + TINY},
     }  # fmt: skip
 
+    assert set(parameters) == set(yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"])
     for entry, given in parameters.items():
         done = mlflow_run(entry, tmp_path, **given)
         assert done.returncode == 0, f"{entry}: {done.stderr[-3000:]}"
