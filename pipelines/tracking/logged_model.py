@@ -5,18 +5,16 @@ again nor does its end move.
 """
 
 import importlib.metadata
-import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.journal import now_ms
 from pipelines.tracking.origin import TAG_KEY, TAG_VERB, folder_tags
+from pipelines.tracking.reach import quietly
 from pipelines.tracking.record import RECORD_NAME, Record
 from pipelines.tracking.store import RunRef, Store, connect, metric_key
 from sedd.errors import UsageError
@@ -107,7 +105,7 @@ def log_model(run: RunRef, said: Description) -> str:
         model_type="pyfunc",
     )
     try:
-        with _quietly(), tempfile.TemporaryDirectory(prefix="sedd-model-") as work:
+        with quietly(), tempfile.TemporaryDirectory(prefix="sedd-model-") as work:
             model = Model(
                 artifact_path=made.artifact_location,
                 model_uuid=made.model_id,
@@ -219,15 +217,3 @@ def _link(client: "MlflowClient", run: RunRef, model_id: str, said: Description)
     ]  # fmt: skip
     client.log_batch(run.run_id, metrics=metrics)
     client.log_outputs(run.run_id, models=[LoggedModelOutput(model_id, step=0)])
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without MLflow's own account of the copying of files."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -4,7 +4,6 @@
 version a champion replaced is a tag of the champion, so that a rollback needs no other memory.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.journal import now_ms
 from pipelines.tracking import store as mlflow_store
-from pipelines.tracking.reach import global_store
+from pipelines.tracking.reach import global_store, quietly
 from pipelines.tracking.store import Store
 from sedd.errors import StorageError, UsageError
 
@@ -117,7 +116,7 @@ class Registry:
         """
         client, before = self.client, self._aliases()
         version = None
-        with global_store(self.store.tracking_uri):
+        with quietly(), global_store(self.store.tracking_uri):
             try:
                 if before is None:
                     client.create_registered_model(self.name)
@@ -166,9 +165,8 @@ class Registry:
         """
         from mlflow.artifacts import download_artifacts
 
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         try:
-            with global_store(self.store.tracking_uri):
+            with quietly(), global_store(self.store.tracking_uri):
                 found = download_artifacts(f"{version.uri}/{path}", dst_path=str(folder))
         except Exception as error:
             message = (

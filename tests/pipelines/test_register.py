@@ -103,7 +103,9 @@ def test_a_champion_of_another_evaluation_set_is_judged_again_on_this_one(
 ) -> None:
     """Other cells are held out, so the champion's old scores say nothing: it is drawn anew."""
     other = SplitConfig(kind="unseen_cell_type", cell_types=("CD4 T cells",))
-    config = lab_config(tmp_path / "other", other)
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(open_evaluated(lab.good).vocabulary.genes), encoding="utf-8")
+    config = lab_config(tmp_path / "other", other, gene_list=str(genes))
     folder = evaluated_experiment(lab.cells, config, registry_uri)
     register.run(lab.good, force=True)
 
