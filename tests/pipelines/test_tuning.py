@@ -454,3 +454,27 @@ def test_the_curve_of_a_trial_never_rises(tmp_path):
     assert [n["cells_seen"] for n in seen] == [160, 320, 480, 640]
     assert [n["wall_s"] for n in seen] == [1.0, 2.0, 3.0, 4.0]
     assert all(a["nelbo"] >= b["nelbo"] for a, b in pairwise(seen))
+
+
+# The command line
+
+
+def test_the_command_of_the_readme_is_understood_as_it_stands(monkeypatch):
+    from pipelines import tune
+
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (line,) = [one for one in text.splitlines() if one.startswith("python -m pipelines.tune ")]
+    asked = []
+    monkeypatch.setattr(tune, "run", lambda *given: asked.append(given))
+    monkeypatch.chdir(root)
+
+    assert tune.main(line.split()[3:]) == 0
+    assert tune.main([*line.split()[3:], "--searcher", "optuna", "--gpus_per_trial", "0.5"]) == 0
+
+    (config, search, space), (_, other, _) = asked
+    assert (search.num_trials, search.searcher, search.gpus_per_trial) == (8, "random", 1.0)
+    assert (other.searcher, other.gpus_per_trial) == ("optuna", 0.5)
+    assert config.data.train_data_path == str(root / "cells.h5ad")
+    assert config.experiment_dir == str(root / "experiments" / "sweep")
+    assert len(space.names) == 5
