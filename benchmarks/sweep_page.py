@@ -16,6 +16,13 @@ import pandas as pd
 from pipelines.tuning.summary import as_markdown
 from pipelines.tuning.sweep import FILE_NAME, SweepFolder, winner
 
+SHOW_MORE = """[...document.querySelectorAll("button")]
+  .find((button) => button.innerText.trim() === "Show more").click()"""
+HIDE_PATH = """[...document.querySelectorAll("*")]
+  .filter((it) => /^Path: file:/.test(it.innerText || "") && it.innerText.length < 300)
+  .forEach((it) => { it.style.visibility = "hidden" })"""
+"""Where the store lies is nobody's business."""
+
 
 def page(sweep: SweepFolder, told: str) -> str:
     """The trials, the choice, and how the chosen one fares against the held-out cells."""
@@ -66,12 +73,15 @@ def take_pictures(sweep: SweepFolder, folder: Path) -> None:
         browser = stack.enter_context(Browser())
         at = server.uri
         browser.open(mlflow_pages.run(at, experiment, parent))
-        browser.wait_for("Chosen by validation NELBO", "trial_000")
-        browser.picture(folder / "mlflow-sweep.png")
+        browser.wait_for("Chosen by validation NELBO", "Show more")
+        browser.run(SHOW_MORE)
+        browser.picture(folder / "mlflow-sweep.png", height=590)
         mlflow_pages.picture_comparison(
             browser, at, experiment, best, folder / "mlflow-comparison.png"
         )
         mlflow_pages.picture_report(browser, at, experiment, refit, folder / "mlflow-report.png")
+        browser.run(HIDE_PATH)
+        browser.picture(folder / "mlflow-report.png")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def test_the_parameter_table_is_the_counted_one() -> None:
     assert between("parameters") == table()
 
 
-@pytest.mark.parametrize("marker", ["demo", "quality"])
+@pytest.mark.parametrize("marker", ["demo", "quality", "sweep"])
 def test_figures_stand_in_the_result_pages_that_are_named(marker: str) -> None:
     text = between(marker)
     pages = re.findall(r"`(benchmarks/results/[\w.-]+\.md)`", text)
@@ -63,6 +63,15 @@ def test_a_figure_in_a_sentence_is_that_of_the_page(page: str, row: str) -> None
 
     for claim in CLAIMS[page, row]:
         assert claim.format(*shown) in said
+
+
+def test_the_pictures_of_the_readme_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+
+    assert len(pictures) == 3
+    assert all((ROOT / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_small_blocks_have_the_parameters_of_the_formula() -> None:

@@ -148,10 +148,12 @@ class Browser:
             self.run(f"(() => {{ const it = {found}; if (it) it.click(); return !!it }})()")
         )
 
-    def picture(self, path: Path) -> Path:
-        """Save what the window shows as PNG."""
+    def picture(self, path: Path, *, height: int | None = None) -> Path:
+        """Save what the window shows as PNG, down to a height in pixels if one is given."""
         time.sleep(0.5)  # the last animation
-        data = self.call("Page.captureScreenshot", format="png")["data"]
+        width, whole = self._size
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        data = self.call("Page.captureScreenshot", format="png", clip=clip)["data"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(data))
         return path
