@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,8 @@ class Cluster:
     num_cpus: float
     num_gpus: float
     num_workers: int
+    nodes: tuple[Mapping[str, float], ...] = ()
+    """Resources of each node that is alive."""
 
     @property
     def cpus_per_worker(self) -> int:
@@ -166,6 +168,7 @@ def _measured(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         num_workers=num_workers,
+        nodes=tuple(node["Resources"] for node in ray.nodes() if node["Alive"]),
     )
 
 

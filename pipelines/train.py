@@ -56,7 +56,7 @@ def run(
     from pipelines.notes import training_note
     from pipelines.tracking import driver_run, git_commit, mirror
 
-    _require_equal_shares(config)
+    require_equal_shares(config.training.batch_size, config.scaling.num_workers)
     folder = Path(config.experiment_dir)
     _require_fresh(config)
     cells = load_cells(config)
@@ -79,7 +79,7 @@ def run(
             tracking_uri=tracking_uri,
             parent=parent,
         ) as tracked:
-            tracked.log_config(_nested(config), text=config.to_yaml())
+            tracked.log_config(plain_config(config), text=config.to_yaml())
             tracked.log_dataset(
                 Path(cells.source.path).name,
                 digest=cells.source.digest[:36],
@@ -167,8 +167,8 @@ def _total_steps(config: Config, shards: Path) -> int:
     return planned_steps(config, int((~load_shards(shards).validation).sum()))
 
 
-def _require_equal_shares(config: Config) -> None:
-    batch, workers = config.training.batch_size, config.scaling.num_workers
+def require_equal_shares(batch: int, workers: int) -> None:
+    """Refuse a batch that workers cannot share equally; UsageError names what they can."""
     if batch % workers:
         valid = [n for n in range(1, batch + 1) if batch % n == 0]
         message = (
@@ -194,9 +194,12 @@ def _warn_of_types_without_controls(cells: "Cells", control_name: str) -> None:
 
 
 def _require_fresh(config: Config) -> None:
-    """Refuse to train over a trained model; apply what --resume says."""
+    """Refuse to train over a trained model or a sweep; apply what --resume says."""
     from sedd.checkpoint import has_checkpoints
 
+    if (Path(config.experiment_dir) / "sweep.json").exists():
+        message = f"{config.experiment_dir} holds a sweep. Choose another --experiment_dir."
+        raise OutputExistsError(message)
     if config.resume is None and has_checkpoints(config.checkpoints):
         message = (
             f"{config.experiment_dir} holds a trained model already. Go on with --resume auto, or "
@@ -262,7 +265,8 @@ def _draw_curves(folder: Path) -> Path:
     return path
 
 
-def _nested(config: Config) -> dict[str, Any]:
+def plain_config(config: Config) -> dict[str, Any]:
+    """The configuration as plain values for MLflow, without the folder."""
     import yaml
 
     values = yaml.safe_load(config.to_yaml())

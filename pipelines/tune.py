@@ -6,18 +6,19 @@ out. Stopped in any way, the same command goes on.
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import cluster, command_line
 from sedd.config import Config
-from sedd.errors import DataError, SeddError
+from sedd.errors import DataError, Preempted, SeddError
 from sedd.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipelines.tuning.search import Search
     from pipelines.tuning.space import Space
     from pipelines.tuning.sweep import SweepFolder, Trial
+    from sedd.inference import InferenceConfig
 
 DESCRIPTION = "Search model size, learning rate, or any other value; fit the best again."
 SEARCH = Path(__file__).resolve().parents[1] / "configs" / "search.yaml"
@@ -49,6 +51,10 @@ def run(config: Config, search: "Search", space: "Space") -> None:
     from pipelines.tracking.children import Children
     from pipelines.tuning.sweep import SweepFolder
 
+    _require_equal_shares(config, space)
+    if space.size is not None and space.size < search.num_trials:
+        few = f"the space has {space.size} points, fewer than {search.num_trials} trials."
+        command_line.warn(few)
     sweep, scaling = SweepFolder(Path(config.experiment_dir)), config.scaling
     with (
         only_writer(sweep.path, "tune"),
@@ -59,7 +65,8 @@ def run(config: Config, search: "Search", space: "Space") -> None:
         # These import Ray, which reads its environment then, so only after `connect`.
         from pipelines.tuning.duties import Reporter
         from pipelines.tuning.points import points_of
-        from pipelines.tuning.run import room_for, run_trials
+        from pipelines.tuning.room import room_for
+        from pipelines.tuning.run import run_trials
 
         room = room_for(search, scaling, there)
         preparer, provenance = _begin(sweep, config, search)
@@ -68,7 +75,7 @@ def run(config: Config, search: "Search", space: "Space") -> None:
         with driver_run("tune", experiment_dir=sweep.path) as tracked:
             _track_inputs(tracked, preparer)
             with Children(tracked.ref) as children:
-                run_trials(
+                ran = run_trials(
                     sweep,
                     search,
                     points,
@@ -77,7 +84,7 @@ def run(config: Config, search: "Search", space: "Space") -> None:
                     prepare=preparer.prepare,
                     watcher=Reporter(preparer, children),
                 )
-            _conclude(sweep, search, config, tracked)
+            _conclude(sweep, search, config, tracked, ran=ran)
 
 
 def _begin(
@@ -111,53 +118,110 @@ def _begin(
 
 
 def _track_inputs(tracked: "DriverRun", preparer: "Preparer") -> None:
+    from pipelines.train import plain_config
     from pipelines.tuning.duties import track_cells
 
     config = preparer.config
-    tracked.log_config(dataclasses.asdict(config), text=config.to_yaml())
+    tracked.log_config(plain_config(config), text=config.to_yaml())
     searched = dataclasses.asdict(preparer.search)
     tracked.log_params({f"search.{name}": str(value) for name, value in searched.items()})
     track_cells(tracked, preparer)
 
 
-def _conclude(sweep: "SweepFolder", search: "Search", config: Config, tracked: "DriverRun") -> None:
+def _conclude(
+    sweep: "SweepFolder", search: "Search", config: Config, tracked: "DriverRun", *, ran: bool
+) -> None:
     """Show the trials, fit the winner again, evaluate it, and show that too."""
     from pipelines.tuning.summary import as_markdown, note, track_summary, write_summary
     from pipelines.tuning.sweep import winner
 
     trials = sweep.trials()
-    track_summary(tracked, write_summary(sweep), trials)
-    tracked.describe(note(trials, search))
+    written = write_summary(sweep)
     print(f"\n{as_markdown(trials)}\n")
     best = winner(trials)
     if best is None:
+        tracked.describe(note(trials, search))
         reasons = "; ".join(f"{t.name}: {t.reason}" for t in trials if t.reason)
         message = f"No trial of {sweep.path} came to a validation NELBO. {reasons[:500]}"
         raise SeddError(message)
-    print(f"best: {best.name}, validation NELBO {best.nelbo:.4f} nats per gene; fitting it again")
-    evaluated = _refit(sweep, best, config, tracked)
-    tracked.describe(note(trials, search, evaluated=evaluated))
+    print(f"best: {best.name}, validation NELBO {best.nelbo:.4f} nats per gene")
+    refit = Refit(sweep.refit_folder(best.name), config.inference)
+    evaluated = refit.done()
+    if ran or evaluated is None:  # else MLflow has it all
+        track_summary(tracked, written, trials)
+        tracked.describe(note(trials, search, evaluated=evaluated or ""))
+    if evaluated is None:
+        print("fitting it again", flush=True)
+        evaluated = _fit_again(refit, best, config, tracked)
+        tracked.describe(note(trials, search, evaluated=evaluated))
+    sweep.point_best_at(refit.folder)
     print(f"\n{evaluated}\n\nbest model: {sweep.path / 'best'}")
 
 
-def _refit(sweep: "SweepFolder", best: "Trial", config: Config, tracked: "DriverRun") -> str:
-    """Train the winner's point as configured, generate and evaluate; returns the summary."""
+@dataclass(frozen=True)
+class Refit:
+    """The experiment in which the winner is fitted again, and whether that is done."""
+
+    folder: Path
+    inference: "InferenceConfig"
+    """How it is to be evaluated."""
+
+    def done(self) -> str | None:
+        """What its evaluation said, if it was one with these settings and came to its end."""
+        try:
+            there = json.loads(self._marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return there["evaluated"] if there["inference"] == self._settings else None
+
+    def mark_done(self, evaluated: str) -> None:
+        """Note the end, and what the evaluation said."""
+        from sedd.storage import write_text
+
+        content = {"inference": self._settings, "evaluated": evaluated}
+        write_text(self._marker, json.dumps(content, indent=1, ensure_ascii=False))
+
+    @property
+    def _marker(self) -> Path:
+        return self.folder / "refit.json"
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self.inference)))
+
+
+def _fit_again(refit: Refit, best: "Trial", config: Config, tracked: "DriverRun") -> str:
+    """Train the winner's point as configured, generate and evaluate; returns what that said.
+
+    Raises:
+        Preempted: `training.max_seconds` ended; the same command goes on.
+    """
     from pipelines import evaluate, generate, train
     from pipelines.tuning.sweep import refit_config
 
-    folder = sweep.refit_folder(best.name)
-    summary = folder / "evaluation" / "summary.md"
-    if summary.is_file():
-        sweep.point_best_at(folder)
-        return summary.read_text(encoding="utf-8").strip()
-    fitted = refit_config(best.point, config, folder)
-    train.run(fitted, parent=tracked.ref, name=f"best ({best.name})")
-    sweep.point_best_at(folder)
-    fitted, results = replace(fitted, resume=None), folder / "inference_results"
+    fitted = refit_config(best.point, config, refit.folder)
+    try:
+        train.run(fitted, parent=tracked.ref, name=f"best ({best.name})")
+    except Preempted as error:
+        message = f"Stopped after {config.training.max_seconds:g} s of fitting {best.name} again. "
+        raise Preempted(message + "The same command goes on.") from error
     if config.split.kind == "none":
-        return "Nothing was held out (split.kind is none), so the best is not evaluated."
-    generate.run(fitted, generate.Output(folder=results, overwrite=True))
-    return evaluate.run(fitted, results)
+        evaluated = "Nothing was held out (split.kind is none), so the best is not evaluated."
+    else:
+        fitted, results = replace(fitted, resume=None), refit.folder / "inference_results"
+        generate.run(fitted, generate.Output(folder=results, overwrite=True))
+        evaluated = evaluate.run(fitted, results)
+    refit.mark_done(evaluated)
+    return evaluated
+
+
+def _require_equal_shares(config: Config, space: "Space") -> None:
+    """Every batch size that is tried must be shared equally by the workers of a trial."""
+    from pipelines.train import require_equal_shares
+
+    tried = [d.values for d in space.dimensions if d.name == "training.batch_size"]
+    for batch_size in tried[0] if tried else (config.training.batch_size,):
+        require_equal_shares(batch_size, config.scaling.num_workers)
 
 
 @command_line.entry

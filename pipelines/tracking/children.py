@@ -71,8 +71,8 @@ class Children:
 
         Args:
             name: The trial's name.
-            state: finished, stopped or failed.
-            reason: Why it was stopped or failed; a tag.
+            state: finished, stopped, failed or broken.
+            reason: Why it did not finish; a tag.
             metrics: Final numbers.
             config: The configuration it had, as plain values; a budget in seconds is in it only
                 after the trial was paced.
@@ -84,7 +84,11 @@ class Children:
         child.run.log_config(config, text=text)
         child.run.log_metrics(metrics)
         child.run.set_tags({"sedd.trial": state, **({"sedd.reason": reason} if reason else {})})
-        endings = {"stopped": Preempted(reason), "failed": SeddError(reason)}
+        endings = {
+            "stopped": Preempted(reason),
+            "failed": SeddError(reason),
+            "broken": SeddError(reason),
+        }
         if state == "stopped" and child.run.ref is not None:
             self._stopped.append((child.run.ref, child.journal))
         self._close(name, endings.get(state))

@@ -1,18 +1,17 @@
 """What the driver does around trials: their folders before, their MLflow runs during and after."""
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.experiment import load_config, shards_for
 from pipelines.tracking import git_commit
-from pipelines.train import write_contract_files
+from pipelines.train import plain_config, write_contract_files
 from pipelines.tuning.run import Watcher
 from pipelines.tuning.search import Search
 from pipelines.tuning.space import Point, told
 from pipelines.tuning.summary import final_numbers
-from pipelines.tuning.sweep import SweepFolder, Trial, trial_config
+from pipelines.tuning.sweep import SweepFolder, Trial, trial_config, with_pace_of
 from sedd.config import Config
 from sedd.data.cells import Cells
 from sedd.data.splits import Split
@@ -37,8 +36,8 @@ class Preparer:
         """Write what belongs into the folder of a trial; returns the folder of its shards."""
         folder = self.sweep.folder(name)
         config = trial_config(point, self.config, self.search, folder)
-        if (folder / "config.yaml").is_file():  # gone on with: its number of steps stands there
-            config = replace(load_config(folder), scaling=config.scaling)
+        if config.training.max_steps is None and (folder / "config.yaml").is_file():
+            config = with_pace_of(config, load_config(folder))
         shards = shards_for(config, self.cells, self.split)
         write_contract_files(config, self.cells, self.split, shards)
         return str(shards)
@@ -67,7 +66,7 @@ class Reporter(Watcher):
             trial.state,
             reason=trial.reason,
             metrics=final_numbers(trial),
-            config=dataclasses.asdict(config),
+            config=plain_config(config),
             text=config.to_yaml(),
         )
         nelbo = "" if trial.nelbo is None else f", validation NELBO {trial.nelbo:.4f}"

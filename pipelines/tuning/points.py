@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -40,8 +39,8 @@ class RandomPoints:
     """Distinct points drawn from the seed: the same sweep, whatever order its trials end in."""
 
     def __init__(self, search: Search, space: Space, base: Config, trials: Sequence[Trial]) -> None:
-        stream = _distinct(draws(space, base, np.random.default_rng(search.seed)), ())
-        self._stream = islice(stream, len(trials), None)
+        drawn = draws(space, base, np.random.default_rng(search.seed))
+        self._stream = _distinct(drawn, {_text(trial.point) for trial in trials})
 
     def propose(self) -> Point | None:
         """The next point of the seed; None when the space is used up."""
@@ -109,13 +108,13 @@ class OptunaPoints:
             )
 
 
-def _distinct(points: Iterator[Point], had: "set[str] | tuple[()]") -> Iterator[Point]:
-    """Points that were not there before, until MAX_DRAWS in a row were."""
+def _distinct(points: Iterator[Point], had: set[str]) -> Iterator[Point]:
+    """Points that were not there before, until more than MAX_DRAWS in a row were."""
     seen, repeats = set(had), 0
     for point in points:
         if _text(point) in seen:
             repeats += 1
-            if repeats == MAX_DRAWS:
+            if repeats > MAX_DRAWS + len(had):
                 return
             continue
         repeats = 0

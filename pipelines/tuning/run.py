@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,31 +17,21 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.cluster import Cluster
 from pipelines.experiment import only_writer
 from pipelines.journal import FILE_NAME
 from pipelines.tuning.points import Points
+from pipelines.tuning.room import Room
 from pipelines.tuning.search import Search
 from pipelines.tuning.space import Point
-from pipelines.tuning.sweep import SweepFolder, Trial
+from pipelines.tuning.sweep import State, SweepFolder, Trial
 from pipelines.tuning.trial import HANDOVER_S, Course, TrialJob, TrialRun
-from sedd.config import ScalingConfig
-from sedd.errors import OutputExistsError, UsageError
+from sedd.errors import OutputExistsError
 
 METRIC, TIME = "nelbo", {"cells": "cells_seen", "seconds": "wall_s"}
 ROUNDING, LAST_RUNG = 0.9, 0.99
 """Validations fall a little before a rung where steps were rounded; the end is no rung."""
 MAX_FAILURES = 2
 """How often a trial whose process died is started again; it goes on from its checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """How many trials run at once, and what each takes."""
-
-    at_once: int
-    threads: int
-    bundle: dict[str, float]
 
 
 class Watcher:
@@ -54,34 +44,6 @@ class Watcher:
         """A trial ended; its record is written after this."""
 
 
-def room_for(search: Search, scaling: ScalingConfig, there: Cluster) -> Room:
-    """The room for trials in a cluster.
-
-    Raises:
-        UsageError: Not one trial fits.
-    """
-    alone = scaling.num_workers == 1
-    gpus = search.gpus_per_trial if alone else float(scaling.num_workers)
-    need = {"CPU": scaling.num_workers * scaling.cpus_per_worker}
-    if scaling.use_gpu:
-        need["GPU"] = gpus
-    has = {"CPU": there.num_cpus, "GPU": there.num_gpus}
-    fits = {kind: math.floor(has[kind] / amount + 1e-9) for kind, amount in need.items()}
-    for kind, number in fits.items():
-        if number < 1:
-            message = (
-                f"A trial needs {need[kind]:g} {kind}s and there are {has[kind]:g}. Ask for fewer "
-                "with scaling.num_workers, scaling.cpus_per_worker or gpus_per_trial, or name a "
-                "larger cluster with RAY_ADDRESS."
-            )
-            raise UsageError(message)
-    at_once = min(search.num_trials, *fits.values())
-    threads = max(1, int(there.num_cpus // (at_once * scaling.num_workers)))
-    # The workers of a trial of several take their own places; their manager takes none.
-    bundle = need if alone else {"CPU": 0.0, "memory": 1.0}
-    return Room(at_once=at_once, threads=threads, bundle=bundle)
-
-
 def run_trials(
     sweep: SweepFolder,
     search: Search,
@@ -91,7 +53,7 @@ def run_trials(
     *,
     prepare: Callable[[str, Point], str],
     watcher: Watcher,
-) -> None:
+) -> bool:
     """Run what is left of a sweep; returns when every trial has ended.
 
     Args:
@@ -102,12 +64,15 @@ def run_trials(
         provenance: Digests of cells and split, kept in every checkpoint.
         prepare: Makes the experiment directory of a new or unfinished trial; returns its shards.
         watcher: Hears of beginnings and ends.
+
+    Returns:
+        Whether there was anything left.
     """
     trials = sweep.trials()
-    unfinished = [trial for trial in trials if trial.state == "running"]
+    unfinished = [trial for trial in trials if trial.state in ("running", "broken")]
     left = max(0, search.num_trials - len(trials)) + len(unfinished)
     if not left:
-        return
+        return False
     storage = sweep.path / ".ray"
     job = TrialJob(
         sweep=str(sweep.path), search=search, provenance=provenance, threads=room.threads
@@ -131,6 +96,7 @@ def run_trials(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
             callbacks=[book],
+            stop=_StopOnError(book),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -138,9 +104,12 @@ def run_trials(
     )
     try:
         tuner.fit()
+        if book.error is not None:
+            raise book.error
         _await_release(sweep)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+    return True
 
 
 class _Feeder(Searcher):
@@ -166,8 +135,7 @@ class _Feeder(Searcher):
             point = self._points.propose()
             if point is None:
                 return Searcher.FINISHED
-            trial = Trial(name=f"trial_{len(self._sweep.trials()):03d}", point=point)
-            self._sweep.save(trial)
+            trial = self._sweep.new_trial(point)
         return {"name": trial.name, "shards": self._prepare(trial.name, trial.point)}
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
@@ -189,10 +157,12 @@ class _Book(tune.Callback):
 
     def __init__(self, sweep: SweepFolder, points: Points, watcher: Watcher) -> None:
         self._sweep, self._points, self._watcher = sweep, points, watcher
+        self.error: Exception | None = None
+        """What went wrong here: Tune would take it for the trial's own failure."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has its process."""
-        self._watcher.begin(self._record(trial))
+        self._watcher.begin(self._sweep.trial(trial.config["name"]))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended: by itself, or because the scheduler stopped it."""
@@ -207,21 +177,23 @@ class _Book(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial whose process died again and again."""
-        self._end(trial, "failed", _last_line(trial))
+        self._end(trial, "broken", _last_line(trial))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing that Tune would pickle."""
         return {}
 
-    def _record(self, trial: Any) -> Trial:
-        name = trial.config["name"]
-        return next(each for each in self._sweep.trials() if each.name == name)
+    def _end(self, trial: Any, state: State, reason: str) -> None:
+        try:
+            self._note_end(trial, state, reason)
+        except Exception as error:  # noqa: BLE001  (raised where the sweep ends)
+            self.error = self.error or error
 
-    def _end(self, trial: Any, state: Any, reason: str) -> None:
+    def _note_end(self, trial: Any, state: State, reason: str) -> None:
         result = trial.last_result or {}
         nelbo = result.get(METRIC, math.inf)
         ended = replace(
-            self._record(trial),
+            self._sweep.trial(trial.config["name"]),
             state=state,
             reason=reason,
             nelbo=nelbo if math.isfinite(nelbo) else None,
@@ -233,6 +205,25 @@ class _Book(tune.Callback):
         self._watcher.end(ended)
         self._points.learn(ended)
         self._sweep.save(ended)
+
+
+class _StopOnError(tune.Stopper):
+    """Ends the sweep when the driver itself failed."""
+
+    def __init__(self, book: _Book) -> None:
+        self._book = book
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never one trial alone."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether there is an error to raise."""
+        return self._book.error is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing that Tune would pickle."""
+        return {}
 
 
 def _await_release(sweep: SweepFolder) -> None:
@@ -271,7 +262,7 @@ def _replay(asha: AsyncHyperBandScheduler, trial: Trial, course: Course) -> None
     nobody: Any = None
     asha.on_trial_add(nobody, stand_in)
     numbers: Mapping[str, float] = {}
-    while course.advance():
+    while course.advance() and course.numbers["cells_seen"] <= trial.cells_seen:
         numbers = course.numbers
         asha.on_trial_result(nobody, stand_in, dict(numbers))
     asha.on_trial_complete(nobody, stand_in, dict(numbers))

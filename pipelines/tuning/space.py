@@ -217,6 +217,12 @@ def _known_field(name: str) -> dataclasses.Field[Any]:
 def _require_possible(space: Space, base: Config, source: str) -> None:
     """Every choice, and both ends of every range, must fit at least some points."""
     problems = []
+    numbers = ("hidden_dim", "num_layers", "num_heads")
+    given = {name for name in numbers if getattr(base.model, name) is not None}
+    given |= {name for name in numbers if f"model.{name}" in space.names}
+    if "model.size" in space.names and given == set(numbers):
+        message = "model.size stands for width, layers and heads, and all three are given."
+        raise ConfigError(f"{source}: {message}")
     random = np.random.default_rng(0)
     try:
         next(draws(space, base, random))

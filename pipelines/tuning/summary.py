@@ -145,7 +145,7 @@ def cost_figure(
                 label, (trial.wall_s, trial.nelbo), (4, 3), textcoords="offset points", fontsize=7
             )
     on_the_way.set(xlabel="cells seen", ylabel="validation NELBO (nats per gene)")
-    cost.set(xlabel="seconds of training; o finished, x stopped early")
+    cost.set(xlabel="seconds of training; o finished, x ended early")
     for axes in (on_the_way, cost):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

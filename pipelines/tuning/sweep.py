@@ -4,21 +4,25 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.tuning.search import Search
+from pydantic import TypeAdapter
+
+from pipelines.tuning.search import Budget, Search
 from pipelines.tuning.space import Point, apply
 from sedd.config import Config
-from sedd.errors import StorageError, UsageError
+from sedd.errors import OutputExistsError, StorageError, UsageError
 from sedd.storage import write_text
 
 FILE_NAME = "sweep.json"
 TRIAL_FILE = "trial.json"
 STOP_FILE = ".stop"
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["running", "finished", "stopped", "failed", "broken"]
 FREE = (
     "search.num_trials", "search.gpus_per_trial", "config.scaling", "config.inference",
     "config.experiment_dir", "config.checkpoint_dir", "config.resume",
@@ -38,14 +42,16 @@ class Trial:
     """Name of its folder, e.g. trial_003."""
     point: Point
     state: State = "running"
-    """`stopped` is early, because others were better."""
+    """`stopped` is early, because others were better. `failed` would fail again (it diverged);
+    `broken` may not (its process died, a disk was full), and the same command tries once more."""
     reason: str = ""
-    """Why it was stopped or failed."""
+    """Why it was stopped, failed or broke."""
     nelbo: float | None = None
     """Best validation NELBO in nats per gene, under the averaged weights."""
     cells_seen: int = 0
+    """At its last validation; what a stopped trial trains until it hears of it is not counted."""
     wall_s: float = 0.0
-    """Seconds of training, over all attempts."""
+    """Seconds of training until then, over all attempts."""
     num_parameters: int = 0
 
 
@@ -71,6 +77,19 @@ class SweepFolder:
         """
         return [_read_trial(path) for path in sorted(self.path.glob(f"trials/*/{TRIAL_FILE}"))]
 
+    def trial(self, name: str) -> Trial:
+        """One trial; StorageError if its record is damaged."""
+        return _read_trial(self.folder(name) / TRIAL_FILE)
+
+    def new_trial(self, point: Point) -> Trial:
+        """Record a new trial under the first free name; leftovers without a record go."""
+        taken = {trial.name for trial in self.trials()}
+        name = next(name for n in count() if (name := f"trial_{n:03d}") not in taken)
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+        trial = Trial(name=name, point=point)
+        self.save(trial)
+        return trial
+
     def save(self, trial: Trial) -> None:
         """Write the record of a trial, in one move."""
         folder = self.folder(trial.name)
@@ -82,15 +101,17 @@ class SweepFolder:
         """Refuse to go on with a sweep of something else.
 
         Raises:
+            OutputExistsError: The folder is that of an experiment.
             UsageError: Names what differs, by dotted names.
             StorageError: The record is damaged.
         """
         path = self.path / FILE_NAME
         if not path.exists():
+            self._require_no_experiment()
             return
         try:
             there = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             message = f"{path} is damaged ({error}); restore it, or sweep in another folder."
             raise StorageError(message) from error
         asked = dict(_leaves(json.loads(json.dumps(wanted))))
@@ -106,6 +127,14 @@ class SweepFolder:
                 "begun with, or choose another --experiment_dir."
             )
             raise UsageError(message)
+
+    def _require_no_experiment(self) -> None:
+        if (self.path / "config.yaml").exists():
+            message = (
+                f"{self.path} holds an experiment that `train` wrote, so no sweep can be kept "
+                "there. Choose another --experiment_dir."
+            )
+            raise OutputExistsError(message)
 
     def remember(self, record: Mapping[str, Any]) -> None:
         """Write what is searched; trials made for it may be gone on with."""
@@ -168,6 +197,31 @@ def paced(config: Config, steps: float, search: Search) -> Config:
     return replace(config, training=replace(config.training, **UNPACED, **pace))
 
 
+def with_pace_of(config: Config, earlier: Config) -> Config:
+    """The configuration with the number of steps that an earlier attempt was paced to."""
+    names = ("max_steps", "validate_every", "checkpoint_every")
+    pace = {name: getattr(earlier.training, name) for name in names}
+    return replace(config, training=replace(config.training, **pace))
+
+
+def affordable_steps(
+    budget: Budget, step_s: float, measuring_s: float, validate_every: int
+) -> float:
+    """Steps that fit into a budget in seconds together with their validations.
+
+    Args:
+        budget: In seconds.
+        step_s: Seconds of a step.
+        measuring_s: Seconds of a validation.
+        validate_every: Steps between validations, unless the rungs need them more often.
+    """
+    seconds = float(budget.per_trial or 0)
+    steps = seconds / (step_s + measuring_s / validate_every)
+    if steps * budget.first_rung < validate_every:
+        steps = (seconds - measuring_s / budget.first_rung) / step_s
+    return max(1.0, steps)
+
+
 def winner(trials: list[Trial]) -> Trial | None:
     """The best by validation NELBO: of those that used their budget, else of all that have one."""
     measured = [t for t in trials if t.nelbo is not None and math.isfinite(t.nelbo)]
@@ -177,8 +231,11 @@ def winner(trials: list[Trial]) -> Trial | None:
 
 def _read_trial(path: Path) -> Trial:
     try:
-        return Trial(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        trial = TypeAdapter(Trial).validate_json(path.read_bytes())
+        if trial.name != path.parent.name:
+            raise ValueError(f"it is the record of {trial.name}")
+        return trial
+    except (OSError, ValueError) as error:
         message = (
             f"{path} is damaged ({error}). Remove the folder of this trial to run it again: "
             f"{path.parent}."

@@ -25,8 +25,9 @@ from pipelines.experiment import load_config, only_writer
 from pipelines.journal import FILE_NAME, JournalFollower, Point, read_journal
 from pipelines.training_worker import Job, fit
 from pipelines.tuning.search import Search
-from pipelines.tuning.sweep import STOP_FILE, SweepFolder, paced
+from pipelines.tuning.sweep import STOP_FILE, SweepFolder, affordable_steps, paced
 from sedd.config import Config
+from sedd.errors import ConfigError
 from sedd.storage import write_text
 
 POLL_S = 0.2
@@ -83,9 +84,9 @@ class TrialRun(tune.Trainable):
         if self._error is None:
             return self._result("finished" if self._finished else "stopped")
         mendable = find_mendable(self._error)
-        if mendable is None:
-            raise self._error
-        return self._result("failed", reason=str(mendable))
+        if isinstance(mendable, ConfigError):  # it diverged, and would again
+            return self._result("failed", reason=str(mendable))
+        raise self._error
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the checkpoints of the experiment directory are the truth."""
@@ -143,16 +144,23 @@ class TrialRun(tune.Trainable):
         """The configuration with as many steps as fit into the budget, by those timed here."""
         folder, every = self._folder / ".pace", PACE_STEPS // 2
         shutil.rmtree(folder, ignore_errors=True)
-        timed = paced(replace(config, experiment_dir=str(folder)), PACE_STEPS, self._job.search)
-        training = replace(timed.training, max_steps=PACE_STEPS, validate_every=every)
-        self._fit(replace(timed, training=training))
+        training = replace(
+            config.training,
+            max_steps=PACE_STEPS,
+            validate_every=every,
+            checkpoint_every=PACE_STEPS,
+        )
+        self._fit(replace(config, experiment_dir=str(folder), training=training))
         seconds = _seconds(read_journal(folder / FILE_NAME), training.batch_size)
         shutil.rmtree(folder, ignore_errors=True)
-        budget = self._job.search.budget
         step = median(seconds[1:])
-        measuring = max(0.0, seconds[every - 1] - step) / budget.first_rung
-        left = max(float(budget.per_trial or 0) - measuring, step)
-        config = paced(config, left / step, self._job.search)
+        steps = affordable_steps(
+            self._job.search.budget,
+            step,
+            max(0.0, seconds[every - 1] - step),
+            config.training.validate_every,
+        )
+        config = paced(config, steps, self._job.search)
         write_text(self._folder / "config.yaml", config.to_yaml())
         return config
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.sweep_page import page
 from pipelines.journal import read_journal
 from pipelines.tuning.sweep import SweepFolder, winner
 from sedd.checkpoint import newest_valid
@@ -69,10 +70,8 @@ def tune(folder: Path, *arguments: str, timeout: float = 170) -> subprocess.Comp
     )
 
 
-def interrupt(
-    folder: Path, number: signal.Signals, *arguments: str, when: Callable[[], bool]
-) -> subprocess.Popen[str]:
-    """Start a sweep and send its driver a signal as soon as `when` holds."""
+def started(folder: Path, *arguments: str, when: Callable[[], bool]) -> subprocess.Popen[str]:
+    """Start a sweep, and wait until `when` holds."""
     with (folder / "interrupted.log").open("w") as log:
         process = subprocess.Popen(
             command(*arguments),
@@ -82,11 +81,19 @@ def interrupt(
             stderr=log,
             text=True,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 170
     while not when():
         assert process.poll() is None, (folder / "interrupted.log").read_text()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, (folder / "interrupted.log").read_text()
         time.sleep(0.1)
+    return process
+
+
+def interrupt(
+    folder: Path, number: signal.Signals, *arguments: str, when: Callable[[], bool]
+) -> subprocess.Popen[str]:
+    """Start a sweep and send its driver a signal as soon as `when` holds."""
+    process = started(folder, *arguments, when=when)
     process.send_signal(number)
     process.wait(60)
     return process
@@ -235,6 +242,8 @@ def test_the_parent_run_shows_the_trials_and_what_they_cost(world: World) -> Non
     assert f"**{winner(trials).name}**" in note
     assert all(f"{trial.nelbo:.4f}" in note for trial in trials)
     assert "counterfactual" in note
+    assert "cfg.experiment_dir" not in parent.data.params
+    assert f"| **{winner(trials).name}** |" in page(world.sweep, "Told.")
     top = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {"config.yaml", "trials.csv", "trials.md", "figures"} <= top
     (figure,) = client.list_artifacts(parent.info.run_id, "figures")
@@ -255,6 +264,11 @@ def test_the_same_command_again_trains_nothing(world: World) -> None:
     assert "begins" not in again.stdout
     assert {p: p.stat().st_mtime_ns for p in world.sweep.path.rglob("metrics.jsonl")} == written
     assert all(len(each) == 1 for each in runs(world.folder).values())
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{world.folder / 'mlflow.db'}")
+    (parent,) = runs(world.folder)["sweep"]
+    assert len(client.get_metric_history(parent.info.run_id, "val/best_nelbo")) == 1
 
 
 def test_a_folder_of_another_sweep_is_refused_by_what_differs(world: World) -> None:
@@ -311,6 +325,58 @@ def test_ctrl_c_ends_every_run_and_the_same_command_goes_on(
     assert states["sweep"] == "KILLED"
     assert again.returncode == 0, again.stderr
     assert all(len(each) == 1 for each in runs(tmp_path).values())
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_is_started_again_and_a_second_driver_is_refused(
+    tmp_path: Path, empty_store: Path
+) -> None:
+    write_world(tmp_path, empty_store)
+    sweep = SweepFolder(tmp_path / "sweep")
+    owner = sweep.folder("trial_000") / ".train.owner.json"
+
+    process = started(
+        tmp_path,
+        when=lambda: bool(list(sweep.folder("trial_000").glob("checkpoints/step_*"))),
+    )
+    os.kill(json.loads(owner.read_text())["pid"], signal.SIGKILL)
+    second = tune(tmp_path)
+    process.wait(240)
+
+    assert second.returncode == 73
+    assert "is being written by" in second.stderr
+    assert process.returncode == 0, (tmp_path / "interrupted.log").read_text()
+    trial = sweep.trial("trial_000")
+    steps = [p.step for p in read_journal(sweep.folder("trial_000") / "metrics.jsonl")]
+    assert trial.state in ("finished", "stopped")
+    assert steps == list(range(1, len(steps) + 1))
+    assert all(len(each) == 1 for each in runs(tmp_path).values())
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_while_the_best_is_evaluated_evaluates_it_to_the_end(
+    tmp_path: Path, empty_store: Path
+) -> None:
+    write_world(tmp_path, empty_store)
+    sweep = SweepFolder(tmp_path / "sweep")
+
+    interrupt(
+        tmp_path,
+        signal.SIGKILL,
+        "--num_trials",
+        "2",
+        when=lambda: bool(list(sweep.path.glob("refits/*/evaluation/summary.md"))),
+    )
+    (refit,) = sweep.path.glob("refits/*")
+    unmarked = not (refit / "refit.json").exists()
+    again = tune(tmp_path, "--num_trials", "2")
+
+    assert unmarked
+    assert again.returncode == 0, again.stderr
+    assert (refit / "evaluation" / "evaluation.json").is_file()
+    (run,) = runs(tmp_path)[f"best ({refit.name})"]
+    assert "eval/energy_distance" in run.data.metrics
+    assert run.info.status == "FINISHED"
 
 
 @pytest.mark.slow

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from pipelines.cluster import Cluster
+from pipelines.experiment import load_cells, load_config, split_cells
 from pipelines.journal import Journal
 from pipelines.tuning.points import OptunaPoints, RandomPoints
+from pipelines.tuning.room import Room, room_for
 from pipelines.tuning.search import Budget, Search, in_cells, read_search
 from pipelines.tuning.space import apply, draws, read_space, told
 from pipelines.tuning.summary import as_csv, as_markdown, note, ranked
 from pipelines.tuning.sweep import (
     SweepFolder,
     Trial,
+    affordable_steps,
     paced,
     record_of,
     refit_config,
@@ -26,7 +29,7 @@ from pipelines.tuning.sweep import (
 from sedd.config import Config, ScalingConfig
 from sedd.data.cells import write_h5ad
 from sedd.data.simulate import simulate
-from sedd.errors import ConfigError, DataError, StorageError, UsageError
+from sedd.errors import ConfigError, DataError, OutputExistsError, StorageError, UsageError
 
 BASE = Config()
 MANAGER = {"CPU": 0.0, "memory": 1.0}
@@ -113,6 +116,15 @@ def test_impossible_points_are_left_out_and_all_others_come():
         ({"model.hidden_dim": {"choice": [64, 65]}}, "model.hidden_dim = 65"),
         ({"model.size": {"choice": ["small", "huge"]}}, "model.size = 'huge'"),
         ({"model.dropout": {"uniform": [0.0, 1.5]}}, "wanted 0 to 1"),
+        (
+            {
+                "model.size": {"choice": ["small", "large"]},
+                "model.hidden_dim": {"choice": [64]},
+                "model.num_layers": {"choice": [2]},
+                "model.num_heads": {"choice": [2]},
+            },
+            "all three are given",
+        ),
         ({}, "wanted names with their distributions"),
     ],
 )
@@ -157,6 +169,21 @@ def test_random_points_are_the_same_for_the_same_seed_and_go_on_after_those_trie
 
     assert [rest.propose() for _ in range(2)] == all_points[4:]
     assert all_points != [RandomPoints(replace(search, seed=4), space(), BASE, ()).propose()] * 6
+
+
+def test_a_trial_whose_folder_was_removed_is_run_again_under_its_name(tmp_path):
+    sweep, search = SweepFolder(tmp_path), Search(space=SPACE)
+    points = RandomPoints(search, space(), BASE, ())
+    made = [sweep.new_trial(points.propose()) for _ in range(4)]
+    (sweep.folder("trial_001") / "trial.json").unlink()
+    (sweep.folder("trial_001") / "config.yaml").write_text("left over")
+
+    again = RandomPoints(search, space(), BASE, sweep.trials())
+    trial = sweep.new_trial(again.propose())
+
+    assert trial == made[1]
+    assert sweep.trials() == made
+    assert not (sweep.folder("trial_001") / "config.yaml").exists()
 
 
 def test_a_space_of_three_points_is_used_up_after_three():
@@ -233,6 +260,56 @@ def test_a_trial_in_seconds_is_paced_later():
     assert paced(base, 900, search).training.max_steps == 900
 
 
+@pytest.mark.parametrize(
+    ("step_s", "measuring_s", "validate_every"),
+    [(0.01, 1.0, 100), (0.1, 2.0, 500), (1.0, 30.0, 500), (0.1, 0.0, 10)],
+)
+def test_steps_and_validations_of_a_trial_in_seconds_fill_its_budget(
+    step_s, measuring_s, validate_every
+):
+    search = Search(space=SPACE, budget=Budget(unit="seconds", per_trial=600.0))
+    base = replace(BASE, training=replace(BASE.training, validate_every=validate_every))
+
+    steps = affordable_steps(search.budget, step_s, measuring_s, validate_every)
+    training = paced(base, steps, search).training
+
+    validations = training.max_steps / training.validate_every
+    spent = training.max_steps * step_s + validations * measuring_s
+    assert spent == pytest.approx(600, rel=0.06)
+
+
+def test_a_trial_of_a_sweep_that_was_moved_trains_where_it_is_now(tmp_path):
+    from pipelines.tuning.duties import Preparer
+
+    write_h5ad(simulate(num_cells=200, num_genes=30, num_cell_types=2).cells, tmp_path / "c.h5ad")
+    config = replace(
+        BASE, data=replace(BASE.data, train_data_path=str(tmp_path / "c.h5ad"), num_genes=20)
+    )
+    cells = load_cells(config)
+    search = Search(space=SPACE, budget=Budget(unit="seconds", per_trial=9.0))
+
+    def prepare(folder):
+        data = replace(config.data, prepared_dir=str(folder / "prepared"))
+        preparer = Preparer(
+            sweep=SweepFolder(folder), search=search, config=replace(config, data=data),
+            cells=cells, split=split_cells(config, cells),
+        )  # fmt: skip
+        preparer.prepare("trial_000", {"model.hidden_dim": 32})
+        return SweepFolder(folder).folder("trial_000")
+
+    old = prepare(tmp_path / "old")
+    paced_there = paced(load_config(old), 450, search)
+    (old / "config.yaml").write_text(paced_there.to_yaml())
+    (tmp_path / "old").rename(tmp_path / "new")
+    now = load_config(prepare(tmp_path / "new"))
+
+    assert now.experiment_dir == str(tmp_path / "new" / "trials" / "trial_000")
+    assert now.data.prepared_dir == str(tmp_path / "new" / "prepared")
+    assert now.training == paced_there.training
+    assert now.training.max_steps == 450
+    assert not (tmp_path / "old").exists()
+
+
 def test_the_refit_sees_as_many_cells_with_another_batch_size():
     base = replace(BASE, training=replace(BASE.training, max_steps=100, batch_size=64))
 
@@ -293,6 +370,10 @@ def test_a_scheduler_that_starts_anew_stops_whom_the_old_one_would_have_stopped(
     for each in ended:
         sweep.save(each)
         write_course(sweep.folder(each.name), [each.nelbo + 0.1] + [each.nelbo] * 8)
+    late = replace(trial(3, 1.9, "stopped"), cells_seen=160)  # heard of it after one more
+    sweep.save(late)
+    write_course(sweep.folder(late.name), [1.9, 0.1, 0.1])
+    ended.append(late)
     asha = _scheduler(sweep, search, ended)
 
     def verdict(name, nelbo):
@@ -302,6 +383,8 @@ def test_a_scheduler_that_starts_anew_stops_whom_the_old_one_would_have_stopped(
 
     assert verdict("worse", 1.25) == "STOP"
     assert verdict("better", 1.05) == "CONTINUE"
+    later = {"cells_seen": 480, "wall_s": 3, "nelbo": 1.05}
+    assert asha.on_trial_result(None, SimpleNamespace(trial_id="better"), later) == "CONTINUE"
 
 
 def test_the_end_of_a_budget_is_no_rung(tmp_path):
@@ -328,26 +411,35 @@ def test_the_end_of_a_budget_is_no_rung(tmp_path):
 # Room and cells
 
 
-def cluster(cpus, gpus=0.0):
-    return Cluster(address="local", num_cpus=cpus, num_gpus=gpus, num_workers=1)
+def cluster(*nodes):
+    """Nodes of so many (CPUs, GPUs)."""
+    return Cluster(
+        address="local",
+        num_cpus=sum(cpus for cpus, _ in nodes),
+        num_gpus=sum(gpus for _, gpus in nodes),
+        num_workers=1,
+        nodes=tuple({"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes),
+    )
 
 
 @pytest.mark.parametrize(
     ("scaling", "gpus_per_trial", "there", "at_once", "threads", "bundle"),
     [
-        ({}, 1.0, cluster(2), 2, 1, {"CPU": 1.0}),
-        ({}, 1.0, cluster(32), 8, 4, {"CPU": 1.0}),
-        ({"cpus_per_worker": 2.0}, 1.0, cluster(5), 2, 2, {"CPU": 2.0}),
-        ({"use_gpu": True}, 0.5, cluster(16, 2.0), 4, 4, {"CPU": 1.0, "GPU": 0.5}),
-        ({"use_gpu": True}, 1.0, cluster(16, 2.0), 2, 8, {"CPU": 1.0, "GPU": 1.0}),
-        ({"use_gpu": True, "num_workers": 2}, 0.5, cluster(16, 4.0), 2, 4, MANAGER),
+        ({}, 1.0, cluster((2, 0)), 2, 1, {"CPU": 1.0}),
+        ({}, 1.0, cluster((32, 0)), 8, 4, {"CPU": 4.0}),
+        ({}, 1.0, cluster((4, 0), (4, 0)), 8, 1, {"CPU": 1.0}),
+        ({}, 1.0, cluster((32, 0), (32, 0)), 8, 8, {"CPU": 8.0}),
+        ({"cpus_per_worker": 2.0}, 1.0, cluster((5, 0)), 2, 2, {"CPU": 2.0}),
+        ({"cpus_per_worker": 8.0}, 1.0, cluster((4, 0), (9, 0)), 1, 9, {"CPU": 9.0}),
+        ({"use_gpu": True}, 0.5, cluster((16, 2)), 4, 4, {"CPU": 4.0, "GPU": 0.5}),
+        ({"use_gpu": True}, 0.6, cluster((16, 2)), 2, 8, {"CPU": 8.0, "GPU": 0.6}),
+        ({"use_gpu": True}, 1.0, cluster((16, 2)), 2, 8, {"CPU": 8.0, "GPU": 1.0}),
+        ({"use_gpu": True, "num_workers": 2}, 0.5, cluster((16, 4)), 2, 4, MANAGER),
     ],
 )
-def test_as_many_trials_run_at_once_as_the_cluster_has_room_for(
+def test_as_many_trials_run_at_once_as_the_nodes_have_room_for(
     scaling, gpus_per_trial, there, at_once, threads, bundle
 ):
-    from pipelines.tuning.run import Room, room_for
-
     search = Search(space=SPACE, gpus_per_trial=gpus_per_trial)
 
     room = room_for(search, ScalingConfig(**scaling), there)
@@ -358,15 +450,24 @@ def test_as_many_trials_run_at_once_as_the_cluster_has_room_for(
 @pytest.mark.parametrize(
     ("scaling", "there", "said"),
     [
-        ({"cpus_per_worker": 999.0}, cluster(2), "A trial needs 999 CPUs and there are 2"),
-        ({"use_gpu": True, "num_workers": 3}, cluster(9, 2.0), "needs 3 GPUs and there are 2"),
+        ({"cpus_per_worker": 999.0}, cluster((2, 0)), "needs 1 × 999 CPUs"),
+        ({"cpus_per_worker": 8.0}, cluster((4, 0), (4, 0)), "4 CPUs, 0 GPUs, 4 CPUs, 0 GPUs"),
+        ({"use_gpu": True, "num_workers": 3}, cluster((9, 2)), "3 × 1 GPUs"),
     ],
 )
 def test_a_trial_that_fits_nowhere_is_refused(scaling, there, said):
-    from pipelines.tuning.run import room_for
-
     with pytest.raises(UsageError, match=said):
         room_for(Search(space=SPACE), ScalingConfig(**scaling), there)
+
+
+def test_workers_that_cannot_share_a_batch_equally_are_refused_before_any_trial():
+    from pipelines.tune import _require_equal_shares
+
+    sizes = space({"training.batch_size": {"choice": [64, 33]}})
+    two = replace(BASE, scaling=replace(BASE.scaling, num_workers=2))
+
+    with pytest.raises(UsageError, match="batch_size 33 cannot be shared equally by 2 workers"):
+        _require_equal_shares(two, sizes)
 
 
 def test_without_cells_for_validation_there_is_nothing_to_choose_by(tmp_path):
@@ -402,13 +503,40 @@ def test_a_sweep_may_change_its_size_and_place_but_not_what_is_compared(tmp_path
         sweep.require_same(record_of(changed, BASE, data_digest="a"))
 
 
-def test_damaged_records_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"name": "trial_000", "point": {}, "nelbo": "x"}',
+     '{"name": "trial_000", "point": {}, "state": "wat"}', '{"name": "trial_007", "point": {}}'],
+)  # fmt: skip
+def test_a_damaged_record_of_a_trial_is_named_with_its_folder(tmp_path, text):
     sweep = SweepFolder(tmp_path)
     sweep.save(trial(0, 1.0))
-    (sweep.folder("trial_000") / "trial.json").write_text("{")
+    (sweep.folder("trial_000") / "trial.json").write_text(text)
 
     with pytest.raises(StorageError, match=r"trial_000.*damaged"):
         sweep.trials()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "null"])
+def test_a_damaged_record_of_a_sweep_is_named(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+
+    with pytest.raises(StorageError, match=r"sweep[.]json is damaged"):
+        SweepFolder(tmp_path).require_same({})
+
+
+def test_a_sweep_and_an_experiment_never_share_a_folder(tmp_path):
+    from pipelines.train import _require_fresh
+
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.yaml").touch()
+    sweep = SweepFolder(tmp_path / "s")
+    sweep.remember({})
+
+    with pytest.raises(OutputExistsError, match="holds an experiment"):
+        SweepFolder(tmp_path / "e").require_same({})
+    with pytest.raises(OutputExistsError, match="holds a sweep"):
+        _require_fresh(replace(BASE, experiment_dir=str(sweep.path)))
 
 
 def test_trials_come_back_as_they_were_saved(tmp_path):
