@@ -15,6 +15,7 @@ from contextlib import closing
 import pytest
 
 from pipelines.journal import Journal, read_journal, truncate_after
+from pipelines.signals import Terminated
 from pipelines.tracking import (
     RunRef,
     TrackingUnavailableError,
@@ -194,6 +195,7 @@ def test_metric_names_become_ones_that_mlflow_takes():
         (ValueError("a bug"), "FAILED"),
         (UsageError("a wrong flag"), "FAILED"),
         (KeyboardInterrupt(), "KILLED"),
+        (Terminated(), "KILLED"),
         (Preempted("time is up"), "KILLED"),
         (SystemExit(143), "KILLED"),
     ],
@@ -218,11 +220,15 @@ def test_a_run_ends_with_the_status_of_the_way_it_ended(tracking_uri, ending, st
 
 def test_a_plain_kill_ends_the_run_as_killed(tracking_uri, tmp_path):
     code = (
-        "import time\n"
+        "import sys, time\n"
+        "from pipelines.command_line import entry\n"
         "from pipelines.tracking import driver_run\n"
-        f"with driver_run('train', experiment_dir={str(tmp_path / 'e')!r}) as run:\n"
-        "    print(run.ref.run_id, flush=True)\n"
-        "    time.sleep(100)\n"
+        "@entry\n"
+        "def main(argv):\n"
+        f"    with driver_run('train', experiment_dir={str(tmp_path / 'e')!r}) as run:\n"
+        "        print(run.ref.run_id, flush=True)\n"
+        "        time.sleep(100)\n"
+        "sys.exit(main())\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     run_id = driver.stdout.readline().strip()
