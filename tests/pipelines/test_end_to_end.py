@@ -361,11 +361,11 @@ def test_two_workers_see_the_losses_of_one(world: Path) -> None:
 def test_a_time_limit_ends_with_75_and_the_rest_follows(world: Path) -> None:
     arguments = ("--train_data_path", "cells.h5ad", "--max_steps", "4000")
     limited = run_verb(
-        "train", *arguments, "--experiment_dir", "limited", "--max_seconds", "1", folder=world
+        "train", *arguments, "--experiment_dir", "my limits", "--max_seconds", "1", folder=world
     )
 
-    steps = [point.step for point in read_journal(world / "limited" / "metrics.jsonl")]
+    steps = [point.step for point in read_journal(world / "my limits" / "metrics.jsonl")]
     assert limited.returncode == 75, limited.stderr
-    assert "--resume auto" in limited.stderr
+    assert f"--resume auto --experiment_dir '{world / 'my limits'}'" in limited.stderr
     assert 0 < steps[-1] < 4000
-    assert (world / "limited" / "checkpoints" / f"step_{steps[-1]:08d}").is_dir()
+    assert (world / "my limits" / "checkpoints" / f"step_{steps[-1]:08d}").is_dir()

@@ -535,15 +535,16 @@ def test_without_a_server_training_runs_and_a_later_sync_makes_the_run(
 def test_a_server_that_died_costs_one_warning_and_no_point(
     tracking_uri, dead_port, tmp_path, capsys
 ):
-    with driver_run("train", experiment_dir=tmp_path) as run:
+    folder = tmp_path / "my run"
+    with driver_run("train", experiment_dir=folder) as run:
         gone = RunRef(
             tracking_uri=f"http://127.0.0.1:{dead_port}",
             experiment_id=run.ref.experiment_id,
             run_id=run.ref.run_id,
         )
-        with mirror(gone, tmp_path / "metrics.jsonl", interval_s=0.01):
+        with mirror(gone, folder / "metrics.jsonl", interval_s=0.01):
             began = time.monotonic()
-            write_steps(tmp_path, range(1, 301))
+            write_steps(folder, range(1, 301))
             took = time.monotonic() - began
             time.sleep(0.5)  # several attempts, all in vain
 
@@ -551,8 +552,9 @@ def test_a_server_that_died_costs_one_warning_and_no_point(
     assert took < 2, "the loop waited for the server"
     assert said.count("MLflow does not take metrics") == 1
     assert said.count("MLflow lacks the last metrics") == 1
-    assert len(read_journal(tmp_path / "metrics.jsonl")) == 300
-    assert sync(tmp_path).sent == 300
+    assert f"pipelines.tracking sync --experiment_dir '{folder}'" in said
+    assert len(read_journal(folder / "metrics.jsonl")) == 300
+    assert sync(folder).sent == 300
 
 
 @pytest.mark.usefixtures("short_waits")
