@@ -8,6 +8,7 @@
 It is itself an experiment directory: `generate` reads it as such.
 """
 
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def open_evaluated(folder: Path, *, checkpoint_dir: Path | None = None) -> Evalu
     if missing:
         message = (
             f"{folder / 'evaluation'} lacks {' and '.join(missing)}. Evaluate again: "
-            f"python -m pipelines.evaluate --experiment_dir {folder}."
+            f"python -m pipelines.evaluate --experiment_dir {shlex.quote(str(folder))}."
         )
         raise UsageError(message)
     source = find_source(config)

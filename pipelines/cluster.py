@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.signals import sigterm_kept, sigterm_unwinds
 from sedd.errors import UsageError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +73,8 @@ def connect(
 ) -> Iterator[Cluster]:
     """A Ray with room for the workers, for the length of the block.
 
-    Inside another `connect` the same Ray is used again and left running.
+    Inside another `connect` the same Ray is used again and left running. SIGTERM raises
+    `Terminated` in the block, so that Ray is shut down rather than aborted.
 
     Args:
         num_workers: Processes that will run at once, each on one CPU (and one GPU) or more.
@@ -94,15 +96,17 @@ def connect(
     _prepare_environment(address)
     import ray
 
-    started = not ray.is_initialized()
-    if started:
-        _start(address, log_to_driver=log_to_driver)
-    try:
-        wait_s = 0.0 if address == "local" else patience_s
-        yield _measured(address, num_workers, use_gpu=use_gpu, flag=flag, wait_s=wait_s)
-    finally:
-        if started:
-            ray.shutdown()
+    with sigterm_unwinds():
+        started = not ray.is_initialized()
+        try:
+            if started:
+                with sigterm_kept():
+                    _start(address, log_to_driver=log_to_driver)
+            wait_s = 0.0 if address == "local" else patience_s
+            yield _measured(address, num_workers, use_gpu=use_gpu, flag=flag, wait_s=wait_s)
+        finally:
+            if started:
+                ray.shutdown()
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:

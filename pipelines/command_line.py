@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from pipelines.signals import Terminated
 from sedd.errors import SeddError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -192,8 +193,9 @@ def entry(main: Callable[[Sequence[str]], int | None]) -> Entry:
     """Turn a verb's main into one that returns an exit code and prints errors as messages.
 
     A `SeddError`, wherever Ray has wrapped it, becomes one message and its exit code; a full disk
-    or a missing file 74; Ctrl-C 130; a reader of our output that went away, nothing. Any other
-    exception is a bug of ours and keeps its traceback, as does every error with `--debug`.
+    or a missing file 74; Ctrl-C 130; SIGTERM 143; a reader of our output that went away, nothing.
+    Any other exception is a bug of ours and keeps its traceback, as does every error with
+    `--debug`.
     """
 
     @functools.wraps(main)
@@ -202,6 +204,9 @@ def entry(main: Callable[[Sequence[str]], int | None]) -> Entry:
         try:
             code = main(arguments) or 0
             sys.stdout.flush()
+        except Terminated:
+            warn("terminated.")
+            return Terminated.exit_code
         except KeyboardInterrupt:
             warn("interrupted.")
             return 128 + signal.SIGINT

@@ -4,6 +4,7 @@ Without a file it simulates blood cells whose true response is known; with `--tr
 takes real ones. One cell type's perturbed cells are held out and predicted.
 """
 
+import shlex
 import shutil
 import sys
 import time
@@ -61,7 +62,7 @@ def with_hold_out(config: Config, hold_out: str | None) -> Config:
     if hold_out is None and config.data.train_data_path is None:
         hold_out = BUILT_IN_HOLD_OUT
     if hold_out is None and config.split.kind == "none":
-        path = config.data.train_data_path
+        path = shlex.quote(str(config.data.train_data_path))
         message = (
             "Which cell type's perturbed cells should be predicted? Name it with --hold_out "
             f"(make demo: HOLD_OUT=...). `python -m pipelines.validate --train_data_path {path}` "

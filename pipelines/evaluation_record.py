@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class EvaluationRecord:
             UsageError: Nothing was evaluated there, or by an earlier commit, or the scores beside
                 the record are others.
         """
-        again = f"python -m pipelines.evaluate --experiment_dir {folder.parent}"
+        again = _evaluate_command(folder)
         try:
             content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             asked = {"inference": content.pop("inference")}
@@ -103,9 +104,10 @@ def read_scores(folder: Path) -> Mapping[str, "Scores"]:
                 bounds = (row[key], row[f"{key}_low"], row[f"{key}_high"])
                 scores[condition] = Interval(*map(float, bounds))
     except (OSError, KeyError, ValueError) as error:
-        message = (
-            f"{path} cannot be read ({error}). Evaluate again: python -m pipelines.evaluate "
-            f"--experiment_dir {folder.parent}."
-        )
+        message = f"{path} cannot be read ({error}). Evaluate again: {_evaluate_command(folder)}."
         raise UsageError(message) from error
     return found
+
+
+def _evaluate_command(folder: Path) -> str:
+    return f"python -m pipelines.evaluate --experiment_dir {shlex.quote(str(folder.parent))}"

@@ -7,6 +7,7 @@ back.
 """
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,8 @@ def _open(candidate: "Evaluated", name: str, tracking_uri: str | None) -> "tuple
         message = (
             f"MLflow at {redact(store.tracking_uri)} holds no training run of {candidate.folder}. "
             "Name the store that it was trained with in MLFLOW_TRACKING_URI, or copy the run "
-            f"there: python -m pipelines.tracking sync --experiment_dir {candidate.folder}."
+            "there: python -m pipelines.tracking sync --experiment_dir "
+            f"{shlex.quote(str(candidate.folder))}."
         )
         raise UsageError(message)
     return found, Registry(store, name)

@@ -139,7 +139,7 @@ def overrides(base: Config, asked: Config, section: str) -> list[str]:
 
 
 def _read_record(folder: Path, cell_type: str, source: "Source") -> Mapping[str, Any]:
-    command = f"python -m pipelines.generate --cell_types {cell_type!r}"
+    command = f"python -m pipelines.generate --cell_types {shlex.quote(cell_type)}"
     if not (folder / CELLS).is_file():
         message = f"{folder / CELLS} is not there. Generate it first: {command}."
         raise UsageError(message)

@@ -6,6 +6,7 @@ is on disk is the truth: a killed worker, driver or machine goes on from the new
 verifies, with `--resume auto`.
 """
 
+import shlex
 import shutil
 import sys
 import uuid
@@ -99,7 +100,7 @@ def run(
             if not finished:
                 message = (
                     f"Stopped after {config.training.max_seconds:g} s with a checkpoint. Go on "
-                    f"with --resume auto --experiment_dir {folder}."
+                    f"with --resume auto --experiment_dir {shlex.quote(str(folder))}."
                 )
                 raise Preempted(message)
             tracked.log_artifacts(folder / "config.yaml")

@@ -8,6 +8,7 @@ counts.
 
 import math
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -123,9 +124,10 @@ class _MirrorThread(threading.Thread):
         self.join(patience_s)
         if self.is_alive() or self._failure:
             reason = self._failure or f"it did not answer within {patience_s:g} s"
+            folder = shlex.quote(str(self._journal.parent))
             warn(
                 f"MLflow lacks the last metrics ({reason}); they are in {self._journal}. Later: "
-                f"python -m pipelines.tracking sync --experiment_dir {self._journal.parent}"
+                f"python -m pipelines.tracking sync --experiment_dir {folder}"
             )
 
     def _copy(self) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelines.command_line import warn
 from pipelines.journal import now_ms
-from pipelines.tracking.endings import sigterm_unwinds, status_of
+from pipelines.signals import sigterm_unwinds
+from pipelines.tracking.endings import status_of
 from pipelines.tracking.facts import flat_params
 from pipelines.tracking.faults import TrackingUnavailableError, explain, redact
 from pipelines.tracking.log import Artifact, Dataset, Log, deliver

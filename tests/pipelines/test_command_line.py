@@ -16,6 +16,7 @@ from pipelines.command_line import (
     verb_parser,
     warn,
 )
+from pipelines.signals import Terminated
 from sedd.errors import ConfigError, DataError, OutputExistsError, Preempted, UsageError
 
 
@@ -192,6 +193,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path, monkeypatch
         (FileNotFoundError(2, "No such file or directory", "cells.h5ad"), 74),
         (OSError(28, "No space left on device"), 74),
         (KeyboardInterrupt(), 130),
+        (Terminated(), 143),
     ],
 )
 def test_an_error_ends_with_its_exit_code_and_no_traceback(error, code, capsys):

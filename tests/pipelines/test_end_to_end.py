@@ -308,6 +308,40 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(world:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+def test_a_terminated_training_says_so_and_goes_on(world: Path) -> None:
+    from mlflow import MlflowClient
+
+    arguments = ("train", "--train_data_path", "cells.h5ad", "--experiment_dir", "terminated")
+    process = subprocess.Popen(
+        command(*arguments, "--max_steps", "100000"),
+        cwd=world,
+        env=environment(world),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((world / "terminated" / "checkpoints").glob("step_*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    client = MlflowClient(tracking_uri=environment(world)["MLFLOW_TRACKING_URI"])
+    (stopped,) = [run for run in runs_of(client) if run.info.run_name == "terminated"]
+    steps = read_journal(world / "terminated" / "metrics.jsonl")[-1].step
+
+    resumed = run_verb(*arguments, "--max_steps", str(steps + 10), "--resume", "auto", folder=world)
+
+    assert process.returncode == 143, said
+    assert said.endswith("warning: terminated.\n")
+    assert "Traceback" not in said
+    assert stopped.info.status == "KILLED"
+    assert resumed.returncode == 0, resumed.stderr
+    assert client.get_run(stopped.info.run_id).info.status == "FINISHED"
+
+
 def test_two_workers_see_the_losses_of_one(world: Path) -> None:
     both = run_verb(
         "train", "--train_data_path", "cells.h5ad", "--max_steps", "20", "--num_workers", "2",
@@ -327,11 +361,11 @@ def test_two_workers_see_the_losses_of_one(world: Path) -> None:
 def test_a_time_limit_ends_with_75_and_the_rest_follows(world: Path) -> None:
     arguments = ("--train_data_path", "cells.h5ad", "--max_steps", "4000")
     limited = run_verb(
-        "train", *arguments, "--experiment_dir", "limited", "--max_seconds", "1", folder=world
+        "train", *arguments, "--experiment_dir", "my limits", "--max_seconds", "1", folder=world
     )
 
-    steps = [point.step for point in read_journal(world / "limited" / "metrics.jsonl")]
+    steps = [point.step for point in read_journal(world / "my limits" / "metrics.jsonl")]
     assert limited.returncode == 75, limited.stderr
-    assert "--resume auto" in limited.stderr
+    assert f"--resume auto --experiment_dir '{world / 'my limits'}'" in limited.stderr
     assert 0 < steps[-1] < 4000
-    assert (world / "limited" / "checkpoints" / f"step_{steps[-1]:08d}").is_dir()
+    assert (world / "my limits" / "checkpoints" / f"step_{steps[-1]:08d}").is_dir()

@@ -260,12 +260,13 @@ def test_a_name_that_cannot_stand_in_an_address_is_refused(
 def test_an_experiment_that_was_not_evaluated_as_it_stands_is_refused(
     lab: Lab, registry_uri: str, tmp_path: Path, spoil, message: str
 ) -> None:
-    folder = copy_of(lab.good, tmp_path / "e")
+    folder = copy_of(lab.good, tmp_path / "my e")
     spoil(folder)
 
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refused:
         register.run(folder)
 
+    assert f"--experiment_dir '{folder}'." in str(refused.value) or "not a trained" in message
     assert what_is_there(registry_uri) == ([], [])
 
 

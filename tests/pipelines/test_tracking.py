@@ -15,6 +15,7 @@ from contextlib import closing
 import pytest
 
 from pipelines.journal import Journal, read_journal, truncate_after
+from pipelines.signals import Terminated
 from pipelines.tracking import (
     RunRef,
     TrackingUnavailableError,
@@ -194,6 +195,7 @@ def test_metric_names_become_ones_that_mlflow_takes():
         (ValueError("a bug"), "FAILED"),
         (UsageError("a wrong flag"), "FAILED"),
         (KeyboardInterrupt(), "KILLED"),
+        (Terminated(), "KILLED"),
         (Preempted("time is up"), "KILLED"),
         (SystemExit(143), "KILLED"),
     ],
@@ -218,11 +220,15 @@ def test_a_run_ends_with_the_status_of_the_way_it_ended(tracking_uri, ending, st
 
 def test_a_plain_kill_ends_the_run_as_killed(tracking_uri, tmp_path):
     code = (
-        "import time\n"
+        "import sys, time\n"
+        "from pipelines.command_line import entry\n"
         "from pipelines.tracking import driver_run\n"
-        f"with driver_run('train', experiment_dir={str(tmp_path / 'e')!r}) as run:\n"
-        "    print(run.ref.run_id, flush=True)\n"
-        "    time.sleep(100)\n"
+        "@entry\n"
+        "def main(argv):\n"
+        f"    with driver_run('train', experiment_dir={str(tmp_path / 'e')!r}) as run:\n"
+        "        print(run.ref.run_id, flush=True)\n"
+        "        time.sleep(100)\n"
+        "sys.exit(main())\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     run_id = driver.stdout.readline().strip()
@@ -529,15 +535,16 @@ def test_without_a_server_training_runs_and_a_later_sync_makes_the_run(
 def test_a_server_that_died_costs_one_warning_and_no_point(
     tracking_uri, dead_port, tmp_path, capsys
 ):
-    with driver_run("train", experiment_dir=tmp_path) as run:
+    folder = tmp_path / "my run"
+    with driver_run("train", experiment_dir=folder) as run:
         gone = RunRef(
             tracking_uri=f"http://127.0.0.1:{dead_port}",
             experiment_id=run.ref.experiment_id,
             run_id=run.ref.run_id,
         )
-        with mirror(gone, tmp_path / "metrics.jsonl", interval_s=0.01):
+        with mirror(gone, folder / "metrics.jsonl", interval_s=0.01):
             began = time.monotonic()
-            write_steps(tmp_path, range(1, 301))
+            write_steps(folder, range(1, 301))
             took = time.monotonic() - began
             time.sleep(0.5)  # several attempts, all in vain
 
@@ -545,8 +552,9 @@ def test_a_server_that_died_costs_one_warning_and_no_point(
     assert took < 2, "the loop waited for the server"
     assert said.count("MLflow does not take metrics") == 1
     assert said.count("MLflow lacks the last metrics") == 1
-    assert len(read_journal(tmp_path / "metrics.jsonl")) == 300
-    assert sync(tmp_path).sent == 300
+    assert f"pipelines.tracking sync --experiment_dir '{folder}'" in said
+    assert len(read_journal(folder / "metrics.jsonl")) == 300
+    assert sync(folder).sent == 300
 
 
 @pytest.mark.usefixtures("short_waits")
