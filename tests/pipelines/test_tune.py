@@ -307,19 +307,20 @@ def test_what_cannot_be_done_is_said_at_once_and_leaves_no_sweep(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_every_run_and_the_same_command_goes_on(
-    tmp_path: Path, empty_store: Path
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_ends_every_run_and_the_same_command_goes_on(
+    tmp_path: Path, empty_store: Path, number: signal.Signals, code: int
 ) -> None:
     write_world(tmp_path, empty_store)
     sweep = SweepFolder(tmp_path / "sweep")
 
     stopped = interrupt(
-        tmp_path, signal.SIGINT, when=lambda: bool(list(sweep.path.glob("trials/*/checkpoints/s*")))
+        tmp_path, number, when=lambda: bool(list(sweep.path.glob("trials/*/checkpoints/s*")))
     )
     states = {name: run[0].info.status for name, run in runs(tmp_path).items()}
     again = tune(tmp_path)
 
-    assert stopped.returncode == 130
+    assert stopped.returncode == code
     assert "the same command goes on" in (tmp_path / "interrupted.log").read_text()
     assert "RUNNING" not in states.values()
     assert states["sweep"] == "KILLED"
