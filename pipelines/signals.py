@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: from `kill`, from a scheduler that wants the machine back.
+    """SIGTERM came to this process, e.g. from `kill`.
 
     A KeyboardInterrupt, because out of a wait for workers Ray lets nothing else come as it was.
     """
