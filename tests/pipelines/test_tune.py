@@ -59,7 +59,7 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
 
 
-def tune(folder: Path, *arguments: str, timeout: float = 170) -> subprocess.CompletedProcess[str]:
+def tune(folder: Path, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         cwd=folder,
@@ -144,7 +144,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> World:
     return World(folder)
 
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_killed_sweep_goes_on_where_it_was(world: World) -> None:
@@ -342,7 +342,7 @@ def test_a_trial_whose_process_is_killed_is_started_again_and_a_second_driver_is
     )
     os.kill(json.loads(owner.read_text())["pid"], signal.SIGKILL)
     second = tune(tmp_path)
-    process.wait(240)
+    process.wait(400)
 
     assert second.returncode == 73
     assert "is being written by" in second.stderr
@@ -416,7 +416,7 @@ def test_trials_of_two_workers_give_their_places_back_when_they_are_stopped(
 ) -> None:
     write_world(tmp_path, empty_store)
 
-    done = tune(tmp_path, "--set", "scaling.num_workers=2", "--num_trials", "3", timeout=380)
+    done = tune(tmp_path, "--set", "scaling.num_workers=2", "--num_trials", "3")
 
     assert done.returncode == 0, done.stderr
     trials = SweepFolder(tmp_path / "sweep").trials()
