@@ -65,6 +65,16 @@ def test_a_figure_in_a_sentence_is_that_of_the_page(page: str, row: str) -> None
         assert claim.format(*shown) in said
 
 
+def test_what_is_said_of_the_sweep_s_best_stands_in_its_table() -> None:
+    page = (ROOT / "benchmarks/results/2026-11-24-sweep-kang.md").read_text(encoding="utf-8")
+    pearson = {row.split()[1]: row.split("|")[2].strip() for row in page.splitlines() if "|" in row}
+
+    said = " ".join(between("sweep").split())
+
+    best, additive = pearson["counterfactual"][1:], pearson["additive"][1:]
+    assert f"a Pearson of {best} on the held-out type (additive {additive})" in said
+
+
 def test_the_pictures_of_the_readme_are_there() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
 
