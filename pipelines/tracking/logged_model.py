@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.journal import now_ms
 from pipelines.tracking.origin import TAG_KEY, TAG_VERB, folder_tags
-from pipelines.tracking.reach import quietly
 from pipelines.tracking.record import RECORD_NAME, Record
-from pipelines.tracking.store import RunRef, Store, connect, metric_key
+from pipelines.tracking.store import RunRef, Store, connect, metric_key, quietly
 from sedd.errors import UsageError
 
 if TYPE_CHECKING:

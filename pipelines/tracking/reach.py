@@ -1,6 +1,5 @@
 """Reaching a store for a verb that is nothing without it: its errors as messages."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,15 +52,3 @@ def global_store(tracking_uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
         if named is not None:
             os.environ["MLFLOW_TRACKING_URI"] = named
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without MLflow's own account of copying files and of waiting."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

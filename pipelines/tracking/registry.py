@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pipelines.journal import now_ms
 from pipelines.tracking import store as mlflow_store
-from pipelines.tracking.reach import global_store, quietly
-from pipelines.tracking.store import Store
+from pipelines.tracking.reach import global_store
+from pipelines.tracking.store import Store, quietly
 from sedd.errors import StorageError, UsageError
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ def open_store(tracking_uri: str | None = None, experiment: str | None = None) -
     lock, artifacts = nullcontext(), None
     if uri.startswith("sqlite:///"):
         lock, artifacts = _sqlite_lock(Path(uri.removeprefix("sqlite:///")))
-    with lock, _quietly(), opening(uri):
+    with lock, quietly(), opening(uri):
         client = connect(uri)
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -234,8 +234,9 @@ def _sqlite_lock(path: Path) -> tuple[Any, str]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the hundred lines that MLflow's database migrations print."""
+def quietly() -> Iterator[None]:
+    """Without MLflow's own account of migrating a database, copying files and waiting."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
