@@ -75,6 +75,9 @@ def run(config: Config, search: "Search", space: "Space") -> None:
         with driver_run("tune", experiment_dir=sweep.path) as tracked:
             _track_inputs(tracked, preparer)
             with Children(tracked.ref) as children:
+                for trial in sweep.trials():
+                    if trial.state == "stopped":
+                        children.expect_rest(sweep.folder(trial.name))
                 ran = run_trials(
                     sweep,
                     search,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pipelines.command_line import warn
 from pipelines.journal import FILE_NAME, read_journal
 from pipelines.tracking.faults import explain
 from pipelines.tracking.mirror import Copier, mirror
+from pipelines.tracking.record import RECORD_NAME, Ledger
 from pipelines.tracking.run import DriverRun, driver_run
 from pipelines.tracking.store import RunRef
 from sedd.errors import Preempted, SeddError
@@ -19,7 +20,7 @@ from sedd.errors import Preempted, SeddError
 class _Child:
     run: DriverRun
     stack: ExitStack
-    journal: Path
+    folder: Path
 
 
 class Children:
@@ -28,7 +29,7 @@ class Children:
     def __init__(self, parent: RunRef | None, *, tracking_uri: str | None = None) -> None:
         self._parent, self._tracking_uri = parent, tracking_uri
         self._open: dict[str, _Child] = {}
-        self._stopped: list[tuple[RunRef, Path]] = []
+        self._unfinished: list[Path] = []
 
     def __enter__(self) -> "Children":
         return self
@@ -36,8 +37,8 @@ class Children:
     def __exit__(self, *_: object) -> None:
         for name in list(self._open):
             self._close(name, Preempted("the sweep was stopped"))
-        for ref, journal in self._stopped:
-            self._send_rest(ref, journal)
+        for folder in self._unfinished:
+            self._send_rest(folder)
 
     def begin(self, name: str, folder: Path) -> DriverRun:
         """Open the run of a trial, or go on with the one it has, and mirror its journal."""
@@ -54,7 +55,7 @@ class Children:
             )
         )
         stack.enter_context(mirror(run.ref, folder / FILE_NAME))
-        self._open[name] = _Child(run=run, stack=stack, journal=folder / FILE_NAME)
+        self._open[name] = _Child(run=run, stack=stack, folder=folder)
         return run
 
     def end(
@@ -89,18 +90,29 @@ class Children:
             "failed": SeddError(reason),
             "broken": SeddError(reason),
         }
-        if state == "stopped" and child.run.ref is not None:
-            self._stopped.append((child.run.ref, child.journal))
+        if state == "stopped":
+            self.expect_rest(child.folder)
         self._close(name, endings.get(state))
+
+    def expect_rest(self, folder: Path) -> None:
+        """Send, when the block ends, what a stopped trial wrote after its run had ended.
+
+        A driver that was killed could not, so the next one names the trials that were stopped.
+        """
+        self._unfinished.append(folder)
 
     def _close(self, name: str, error: BaseException | None) -> None:
         """Leave the run's block as if this had been raised in it."""
         child = self._open.pop(name)
         child.stack.__exit__(type(error) if error else None, error, None)
 
-    def _send_rest(self, ref: RunRef, journal: Path) -> None:
-        """Send the steps that a trial took between the word to stop and its end."""
+    def _send_rest(self, folder: Path) -> None:
+        record = Ledger(folder / RECORD_NAME).read()
+        if self._parent is None or record is None or record.run_id is None:
+            return
         try:
-            Copier(ref).send(read_journal(journal))
+            Copier(replace(self._parent, run_id=record.run_id)).send(
+                read_journal(folder / FILE_NAME)
+            )
         except Exception as error:  # noqa: BLE001  (a mirror: no failure of it may end a sweep)
-            warn(f"MLflow lacks the last steps of {journal.parent} ({explain(error)}).")
+            warn(f"MLflow lacks the last steps of {folder} ({explain(error)}).")

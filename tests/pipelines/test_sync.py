@@ -13,6 +13,7 @@ import pytest
 from pipelines.journal import Journal
 from pipelines.tracking import DriverRun, RunRef, driver_run, sync
 from pipelines.tracking.__main__ import main as tracking_main
+from pipelines.tracking.children import Children
 from pipelines.tracking.log import Artifact, Dataset, Log
 from pipelines.tracking.record import Ledger, Record
 from pipelines.tracking.store import Metric, connect
@@ -333,6 +334,29 @@ def test_mlflow_run_over_an_earlier_sweep_takes_also_the_children_that_ended(
         child = run_of(tracking_uri, Record.load(folder / name / "tracking.json").run_id)
         assert child.data.tags["mlflow.parentRunId"] == new
         assert child.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_stopped_trial_wrote_after_its_run_ended_arrives_also_past_a_killed_driver(
+    tracking_uri, tmp_path, killed
+):
+    parent = driver_run("tune", experiment_dir=tmp_path, tracking_uri=tracking_uri)
+    folder = tmp_path / "trials" / "a"
+    with parent as sweep, Children(sweep.ref) as last, Journal(folder / "metrics.jsonl") as journal:
+        first = Children(sweep.ref) if killed else last  # a killed driver's block never ends
+        first.begin("a", folder)
+        journal.append(1, {"train/loss": 1.0})
+        journal.flush()
+        first.end("a", "stopped", reason="others were better", metrics={}, config={}, text="")
+        journal.append(2, {"train/loss": 0.5})
+        journal.flush()
+        if killed:
+            last.expect_rest(folder)
+
+    run_id = Record.load(folder / "tracking.json").run_id
+    history = connect(tracking_uri).get_metric_history(run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
+    assert run_of(tracking_uri, run_id).info.status == "KILLED"
 
 
 # The record

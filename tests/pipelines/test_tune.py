@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from benchmarks.sweep_page import page
+from pipelines.experiment import only_writer
 from pipelines.journal import read_journal
 from pipelines.tuning.sweep import SweepFolder, winner
 from sedd.checkpoint import newest_valid
@@ -117,6 +118,9 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder, self.sweep = folder, SweepFolder(folder / "sweep")
         interrupt(folder, signal.SIGKILL, when=self._one_ended_and_one_trains)
+        for trial in self.sweep.trials():  # their processes notice a little later
+            with only_writer(self.sweep.folder(trial.name), "train", patience_s=60):
+                pass
         self.before = {trial.name: trial for trial in self.sweep.trials()}
         self.journals = {
             name: (self.sweep.folder(name) / "metrics.jsonl").read_bytes()
